@@ -1,0 +1,214 @@
+"""Configuration of the speech encoder → projector → causal language model family."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+
+
+PROJECTOR_TYPES = ("conv", "moe", "cif", "moe_cif")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@strict
+class LlmAsrProjectorConfig(PreTrainedConfig):
+    r"""
+    Configuration of the projector that turns speech-encoder frames into embeddings of the language model.
+
+    Every field is checked at construction; an impossible value raises a `ValueError` that names the field.
+
+    Args:
+        projector_type (`str`, *optional*, defaults to `"moe_cif"`):
+            One of `"conv"` (strided convolutions and two linear layers, fixed rate), `"moe"` (strided convolutions and a
+            mixture of experts, fixed rate), `"cif"` (Continuous Integrate-and-Fire and two linear layers, dynamic rate)
+            and `"moe_cif"` (Continuous Integrate-and-Fire and a mixture of experts, dynamic rate).
+        hidden_size (`int`, *optional*, defaults to 1024):
+            Width of the convolutions.
+        intermediate_size (`int`, *optional*, defaults to 2048):
+            Width of the hidden layer between the two linear layers of `"conv"` and `"cif"`.
+        hidden_act (`str`, *optional*, defaults to `"gelu"`):
+            Activation of the convolutions, the linear layers and the experts.
+        conv_kernel_size (`int`, *optional*, defaults to 3):
+            Kernel of each convolution, in frames; odd, so that frame `t` of the output is centred on frame
+            `t * stride` of the input.
+        conv_strides (`list[int]`, *optional*):
+            Stride of each convolution. Defaults to `[2, 2]` for the fixed-rate types (four frames to one embedding, as
+            in the paper) and `[2]` for the CIF types, where CIF does the rest.
+        num_experts (`int`, *optional*, defaults to 8):
+            Number of routed experts.
+        num_experts_per_tok (`int`, *optional*, defaults to 2):
+            Experts that each frame is sent to. `num_experts_per_tok == num_experts` is the dense mixture of MOSA
+            (arXiv 2508.18998).
+        expert_hidden_size (`int`, *optional*, defaults to 1024):
+            Width of the hidden layer of one expert.
+        num_shared_experts (`int`, *optional*, defaults to 0):
+            Experts that every frame passes through besides the routed ones (DeepSeekMoE, arXiv 2401.06066).
+        norm_topk_prob (`bool`, *optional*, defaults to `True`):
+            Whether the routing weights of the chosen experts are rescaled to sum to one.
+        router_aux_loss_coef (`float`, *optional*, defaults to 0.01):
+            Weight of the load-balancing loss (Switch Transformers, arXiv 2101.03961, eq. 4-6).
+        router_z_loss_coef (`float`, *optional*, defaults to 0.001):
+            Weight of the router z-loss (ST-MoE, arXiv 2202.08906, eq. 5).
+        cif_threshold (`float`, *optional*, defaults to 1.0):
+            Accumulated weight at which an embedding fires (β in CIF, arXiv 1905.11235).
+        cif_tail_threshold (`float`, *optional*, defaults to 0.5):
+            Fraction of `cif_threshold` above which the weight left at the end fires one last embedding at inference.
+        quantity_loss_coef (`float`, *optional*, defaults to 1.0):
+            Weight of the CIF quantity loss (arXiv 1905.11235, section 3.2).
+        expected_tokens_per_second (`float`, *optional*, defaults to 4.0):
+            Firing rate of the untrained CIF weights: the bias of the weight predictor is initialised to it.
+        initializer_range (`float`, *optional*, defaults to 0.02):
+            Standard deviation of the normal initialisation of all weight matrices.
+    """
+
+    model_type = "llm_asr_projector"
+
+    projector_type: str = "moe_cif"
+    hidden_size: int = 1024
+    intermediate_size: int = 2048
+    hidden_act: str = "gelu"
+    conv_kernel_size: int = 3
+    conv_strides: list[int] | tuple[int, ...] | None = None
+    num_experts: int = 8
+    num_experts_per_tok: int = 2
+    expert_hidden_size: int = 1024
+    num_shared_experts: int = 0
+    norm_topk_prob: bool = True
+    router_aux_loss_coef: float | int = 0.01
+    router_z_loss_coef: float | int = 0.001
+    cif_threshold: float | int = 1.0
+    cif_tail_threshold: float | int = 0.5
+    quantity_loss_coef: float | int = 1.0
+    expected_tokens_per_second: float | int = 4.0
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        # `PreTrainedConfig` keeps unknown keys as attributes, which would turn a misspelt option into a silent default.
+        unknown = set(kwargs) - set(PreTrainedConfig.__dataclass_fields__) - {"model_type", "_name_or_path"}
+        unknown = {name for name in unknown if not name.startswith("_") and name != "num_labels"}
+        _require(not unknown, f"`projector_config` has no option named {sorted(unknown)}; correct or remove it.")
+        _require(
+            self.projector_type in PROJECTOR_TYPES,
+            f"`projector_type` must be one of {list(PROJECTOR_TYPES)}, got {self.projector_type!r}.",
+        )
+        if self.conv_strides is None:
+            self.conv_strides = [2] if self.uses_cif else [2, 2]
+        self.conv_strides = list(self.conv_strides)
+        for name in (
+            "hidden_size",
+            "intermediate_size",
+            "num_experts",
+            "num_experts_per_tok",
+            "expert_hidden_size",
+            "conv_kernel_size",
+        ):
+            _require(getattr(self, name) >= 1, f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        for name in (
+            "num_shared_experts",
+            "router_aux_loss_coef",
+            "router_z_loss_coef",
+            "quantity_loss_coef",
+            "initializer_range",
+        ):
+            _require(getattr(self, name) >= 0, f"`{name}` must not be negative, got {getattr(self, name)}.")
+        for name in ("cif_threshold", "expected_tokens_per_second"):
+            _require(getattr(self, name) > 0, f"`{name}` must be positive, got {getattr(self, name)}.")
+        _require(
+            0 < self.cif_tail_threshold <= 1,
+            f"`cif_tail_threshold` is a fraction of `cif_threshold` in (0, 1], got {self.cif_tail_threshold}.",
+        )
+        _require(
+            self.conv_kernel_size % 2 == 1,
+            f"`conv_kernel_size` must be odd so that frames stay centred, got {self.conv_kernel_size}.",
+        )
+        _require(
+            len(self.conv_strides) >= 1 and all(stride >= 1 for stride in self.conv_strides),
+            f"`conv_strides` must hold at least one stride, each at least 1, got {self.conv_strides}.",
+        )
+        _require(
+            self.num_experts_per_tok <= self.num_experts,
+            f"`num_experts_per_tok` ({self.num_experts_per_tok}) must not exceed `num_experts` ({self.num_experts}).",
+        )
+        super().__post_init__(**kwargs)
+
+    @property
+    def uses_cif(self) -> bool:
+        """Whether the number of embeddings of a recording is found by Continuous Integrate-and-Fire."""
+        return self.projector_type in ("cif", "moe_cif")
+
+    @property
+    def downsampling(self) -> int:
+        """Encoder frames per frame after the convolutions."""
+        product = 1
+        for stride in self.conv_strides:
+            product *= stride
+        return product
+
+
+@strict
+class LlmAsrConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`LlmAsrForConditionalGeneration`]: a speech encoder, a projector and a causal language model.
+
+    Args:
+        audio_config (`PreTrainedConfig` or `dict`, *optional*):
+            Configuration of the speech encoder: Whisper (`model_type="whisper"`), `"wav2vec2-bert"` or
+            `"parakeet_encoder"`. Defaults to Whisper-base's sizes.
+        text_config (`PreTrainedConfig` or `dict`, *optional*):
+            Configuration of any causal language model. Defaults to a `qwen2` configuration.
+        projector_config ([`LlmAsrProjectorConfig`] or `dict`, *optional*):
+            Configuration of the projector.
+        audio_token_id (`int`, *optional*, defaults to 151665):
+            Token that stands for one recording in `input_ids`.
+        audio_frame_rate (`float`, *optional*, defaults to 50.0):
+            Frames per second that the speech encoder puts out.
+
+    Example:
+
+    ```python
+    >>> from llm_asr import LlmAsrConfig, LlmAsrForConditionalGeneration
+
+    >>> config = LlmAsrConfig(projector_config={"projector_type": "moe_cif", "num_experts": 4})
+    >>> model = LlmAsrForConditionalGeneration(config)
+    ```
+    """
+
+    model_type = "llm_asr"
+    keys_to_ignore_at_inference = [
+        "past_key_values",
+        "lm_loss",
+        "quantity_loss",
+        "router_aux_loss",
+        "router_z_loss",
+        "router_logits",
+        "audio_embeds",
+        "audio_lengths",
+        "alphas",
+        "quantities",
+        "fire_times",
+    ]
+    sub_configs_defaults = {
+        "audio_config": SubConfigSpec(config_class=AutoConfig, model_type="whisper"),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="qwen2"),
+        "projector_config": SubConfigSpec(config_class=LlmAsrProjectorConfig),
+    }
+
+    audio_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    projector_config: dict | PreTrainedConfig | None = None
+    audio_token_id: int = 151665
+    audio_frame_rate: float | int = 50.0
+    tie_word_embeddings: bool | None = None
+
+    def __post_init__(self, **kwargs):
+        _require(self.audio_token_id >= 0, f"`audio_token_id` must not be negative, got {self.audio_token_id}.")
+        _require(self.audio_frame_rate > 0, f"`audio_frame_rate` must be positive, got {self.audio_frame_rate}.")
+        super().__post_init__(**kwargs)
+        # The head belongs to the language model, so tying is its business; a copy here is what Transformers reads.
+        self.tie_word_embeddings = self.text_config.tie_word_embeddings
+
+
+__all__ = ["LlmAsrConfig", "LlmAsrProjectorConfig", "PROJECTOR_TYPES"]

@@ -1,0 +1,136 @@
+"""Replacing audio tokens by the embeddings of their recordings."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass
+class AudioRuns:
+    """
+    The runs of consecutive audio tokens in a batch, in row-major order; a run stands for one recording.
+
+    Attributes:
+        mask (`torch.BoolTensor` of shape `(batch_size, sequence_length)`): True at audio tokens that are attended to.
+        lengths (`torch.LongTensor` of shape `(num_recordings,)`, *optional*): Tokens in each run where the prompt was
+            expanded beforehand; `None` where each recording has one token that the model is to expand.
+    """
+
+    mask: torch.Tensor
+    lengths: torch.Tensor | None
+
+
+def find_audio_runs(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor, audio_token_id: int, num_recordings: int
+) -> AudioRuns:
+    """
+    Match the audio tokens of a batch to its recordings.
+
+    Args:
+        input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): Tokens.
+        attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`): Non-zero for real tokens.
+        audio_token_id (`int`): The audio token.
+        num_recordings (`int`): Recordings in the batch.
+
+    Raises:
+        `ValueError`: If there is neither one audio token nor one run of audio tokens for each recording.
+    """
+    mask = (input_ids == audio_token_id) & attention_mask.bool()
+    num_tokens = int(mask.sum())
+    if num_tokens == num_recordings:
+        return AudioRuns(mask=mask, lengths=None)
+    before = torch.nn.functional.pad(mask, (1, 0))[:, :-1]
+    run = (mask & ~before).flatten().cumsum(0)[mask.flatten()] - 1
+    num_runs = int(run[-1]) + 1 if num_tokens else 0
+    if num_runs != num_recordings:
+        raise ValueError(
+            f"`input_ids` has {num_tokens} audio token(s) in {num_runs} run(s) and there are {num_recordings} "
+            "recording(s); write one audio token, or one run of audio tokens, for each recording."
+        )
+    return AudioRuns(mask=mask, lengths=torch.bincount(run, minlength=num_runs))
+
+
+@dataclass
+class MergedInputs:
+    """
+    A batch with audio in the place of audio tokens.
+
+    Attributes:
+        inputs_embeds (`torch.Tensor` of shape `(batch_size, merged_length, hidden_size)`): Zero in padding.
+        attention_mask (`torch.LongTensor` of shape `(batch_size, merged_length)`): One for text and audio.
+        source (`torch.LongTensor` of shape `(batch_size, merged_length)`): Column of `input_ids` that a position's text
+            token came from, -1 for audio and padding.
+    """
+
+    inputs_embeds: torch.Tensor
+    attention_mask: torch.Tensor
+    source: torch.Tensor
+
+    @property
+    def position_ids(self) -> torch.Tensor:
+        """Positions that count real tokens only, whichever side is padded."""
+        return (self.attention_mask.cumsum(-1) - 1).clamp(min=0)
+
+    def spread(self, labels: torch.Tensor) -> torch.Tensor:
+        """Labels of shape `(batch_size, sequence_length)` at their merged positions, -100 at audio and padding."""
+        return torch.where(self.source >= 0, labels.gather(1, self.source.clamp(min=0)), -100)
+
+
+def merge_audio(
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor,
+    audio_runs: AudioRuns,
+    audio_embeds: torch.Tensor,
+    audio_lengths: torch.Tensor,
+    padding_side: str,
+) -> MergedInputs:
+    """
+    Put packed audio embeddings in the place of audio tokens.
+
+    Single audio tokens grow to the length of their recording, and rows are padded anew to the longest; a run that was
+    expanded beforehand is filled in place and keeps the layout of `inputs_embeds`.
+
+    Args:
+        inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`): Embedded `input_ids`.
+        attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`): Non-zero for real tokens.
+        audio_runs ([`AudioRuns`]): Where the audio goes.
+        audio_embeds (`torch.Tensor` of shape `(sum(audio_lengths), hidden_size)`): Packed embeddings.
+        audio_lengths (`torch.LongTensor` of shape `(num_recordings,)`): Embeddings of each recording.
+        padding_side (`str`): `"left"` or `"right"`, for rows that are padded anew.
+
+    Raises:
+        `ValueError`: If a run that was expanded beforehand is not as long as its recording.
+    """
+    batch_size, sequence_length, hidden_size = inputs_embeds.shape
+    device = inputs_embeds.device
+    audio_embeds = audio_embeds.to(device=device, dtype=inputs_embeds.dtype)
+    columns = torch.arange(sequence_length, device=device).expand(batch_size, -1)
+
+    if audio_runs.lengths is not None:
+        if not torch.equal(audio_runs.lengths, audio_lengths):
+            raise ValueError(
+                f"`input_ids` has runs of {audio_runs.lengths.tolist()} audio tokens and the projector gives "
+                f"{audio_lengths.tolist()} embeddings; write as many, or a single audio token for each recording."
+            )
+        source = columns.masked_fill(audio_runs.mask | (attention_mask == 0), -1)
+        merged = inputs_embeds.masked_scatter(audio_runs.mask[:, :, None], audio_embeds)
+        return MergedInputs(merged, attention_mask.long(), source)
+
+    # How often each token appears in the merged row: padding never, text once, audio as long as it is.
+    repeats = attention_mask.bool().long().masked_scatter(audio_runs.mask, audio_lengths)
+    row_lengths = repeats.sum(-1)
+    merged_length = int(row_lengths.max())
+    token = torch.repeat_interleave(repeats.flatten())
+    row = token // sequence_length
+    position = torch.arange(token.numel(), device=device) - (row_lengths.cumsum(0) - row_lengths)[row]
+    if padding_side == "left":
+        position = position + (merged_length - row_lengths)[row]
+
+    is_audio = audio_runs.mask.flatten()[token]
+    packed = inputs_embeds.reshape(-1, hidden_size)[token].masked_scatter(is_audio[:, None], audio_embeds)
+    merged = inputs_embeds.new_zeros(batch_size, merged_length, hidden_size).index_put((row, position), packed)
+    merged_mask = attention_mask.new_zeros(batch_size, merged_length, dtype=torch.long)
+    merged_mask[row, position] = 1
+    source = torch.full((batch_size, merged_length), -1, device=device)
+    source[row, position] = (token % sequence_length).masked_fill(is_audio, -1)
+    return MergedInputs(merged, merged_mask, source)

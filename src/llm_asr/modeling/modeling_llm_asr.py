@@ -1,0 +1,797 @@
+"""Speech encoder → projector → causal language model."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, initialization as init
+from transformers.cache_utils import Cache
+from transformers.generation import GenerationConfig, GenerationMixin
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
+from transformers.models.auto.modeling_auto import MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+
+from .audio_tower import build_audio_tower, load_audio_tower, run_audio_tower
+from .cif import ContinuousIntegrateAndFire, quantity_loss
+from .configuration_llm_asr import LlmAsrConfig, LlmAsrProjectorConfig
+from .merging import MergedInputs, find_audio_runs, merge_audio
+from .mixture_of_experts import Experts, TopKRouter, load_balancing_loss, router_z_loss
+from .projector_llm_asr import build_projector
+
+
+@dataclass
+class LlmAsrAudioOutput(ModelOutput):
+    r"""
+    Encoded and projected recordings; "packed" means concatenated over recordings, in order, without padding.
+
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(num_recordings, num_frames, audio_hidden_size)`):
+            Output of the speech encoder.
+        pooler_output (`torch.FloatTensor` of shape `(sum(audio_lengths), text_hidden_size)`):
+            Packed projected embeddings.
+        audio_lengths (`torch.LongTensor` of shape `(num_recordings,)`):
+            Embeddings of each recording.
+        router_logits (`torch.FloatTensor` of shape `(sum(audio_lengths), num_experts)`, *optional*):
+            With a mixture of experts.
+        alphas (`torch.FloatTensor` of shape `(num_recordings, num_projector_frames)`, *optional*):
+            CIF weights, zero in padding.
+        quantities (`torch.FloatTensor` of shape `(num_recordings,)`, *optional*):
+            Numbers of embeddings that CIF predicted, before any scaling.
+        fire_times (`torch.FloatTensor` of shape `(sum(audio_lengths),)`, *optional*):
+            Packed times at which CIF fired, in seconds from the start of each recording.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    pooler_output: torch.FloatTensor | None = None
+    audio_lengths: torch.LongTensor | None = None
+    router_logits: torch.FloatTensor | None = None
+    alphas: torch.FloatTensor | None = None
+    quantities: torch.FloatTensor | None = None
+    fire_times: torch.FloatTensor | None = None
+
+
+@dataclass
+class LlmAsrModelOutputWithPast(BaseModelOutputWithPast):
+    r"""
+    Output of [`LlmAsrModel`]. Sequences are as long as the prompt after each audio token grew to its recording.
+
+    Args:
+        audio_outputs ([`LlmAsrAudioOutput`], *optional*, returned when there is audio):
+            Encoded and projected recordings.
+        merged_inputs (`MergedInputs`, *optional*, returned when there is audio):
+            Where each position of the merged sequence came from.
+    """
+
+    audio_outputs: LlmAsrAudioOutput | None = None
+    merged_inputs: MergedInputs | None = None
+
+
+@dataclass
+class LlmAsrCausalLMOutputWithPast(ModelOutput):
+    r"""
+    Output of [`LlmAsrForConditionalGeneration`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` is provided):
+            `lm_loss + quantity_loss_coef * quantity_loss + router_aux_loss_coef * router_aux_loss +
+            router_z_loss_coef * router_z_loss`, of the parts that the projector has.
+        logits (`torch.FloatTensor` of shape `(batch_size, sequence_length, vocab_size)`):
+            Prediction scores over the merged sequence, in which each audio token grew to its recording.
+        past_key_values (`Cache`, *optional*):
+            Key and value states of the language model.
+        hidden_states, attentions (`tuple(torch.FloatTensor)`, *optional*):
+            Of the language model.
+        lm_loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
+            Cross-entropy of the labels.
+        quantity_loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
+            Error of CIF's predicted number of tokens, per label.
+        router_aux_loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
+            Load-balancing loss.
+        router_z_loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
+            Router z-loss.
+        router_logits (`torch.FloatTensor` of shape `(sum(audio_lengths), num_experts)`, *optional*):
+            Router scores of real frames, packed over recordings.
+        audio_embeds (`torch.FloatTensor` of shape `(sum(audio_lengths), text_hidden_size)`, *optional*):
+            Projected embeddings, packed over recordings.
+        audio_lengths (`torch.LongTensor` of shape `(num_recordings,)`, *optional*):
+            Embeddings of each recording.
+        alphas (`torch.FloatTensor` of shape `(num_recordings, num_projector_frames)`, *optional*):
+            CIF weights, zero in padding.
+        quantities (`torch.FloatTensor` of shape `(num_recordings,)`, *optional*):
+            Numbers of embeddings that CIF predicted, before any scaling.
+        fire_times (`torch.FloatTensor` of shape `(sum(audio_lengths),)`, *optional*):
+            Packed CIF fire times, in seconds.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.FloatTensor] | None = None
+    attentions: tuple[torch.FloatTensor] | None = None
+    lm_loss: torch.FloatTensor | None = None
+    quantity_loss: torch.FloatTensor | None = None
+    router_aux_loss: torch.FloatTensor | None = None
+    router_z_loss: torch.FloatTensor | None = None
+    router_logits: torch.FloatTensor | None = None
+    audio_embeds: torch.FloatTensor | None = None
+    audio_lengths: torch.LongTensor | None = None
+    alphas: torch.FloatTensor | None = None
+    quantities: torch.FloatTensor | None = None
+    fire_times: torch.FloatTensor | None = None
+
+
+class LlmAsrPreTrainedModel(PreTrainedModel):
+    config: LlmAsrConfig
+    config_class = LlmAsrConfig
+    base_model_prefix = "model"
+    main_input_name = "input_features"
+    input_modalities = ("audio", "text")
+    supports_gradient_checkpointing = True
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        std = self.config.projector_config.initializer_range
+        if isinstance(module, Experts):
+            init.normal_(module.up_proj, mean=0.0, std=std)
+            init.normal_(module.down_proj, mean=0.0, std=std)
+        elif isinstance(module, TopKRouter):
+            init.normal_(module.weight, mean=0.0, std=std)
+        elif isinstance(module, ContinuousIntegrateAndFire):
+            init.constant_(module.alpha_proj.bias, module.initial_alpha_bias)
+
+
+def is_frozen(module: nn.Module) -> bool:
+    """Whether no parameter of `module` requires a gradient."""
+    return not any(parameter.requires_grad for parameter in module.parameters())
+
+
+class LlmAsrModel(LlmAsrPreTrainedModel):
+    """
+    The speech encoder, the projector and the language model, without a language modelling head.
+
+    Args:
+        config ([`LlmAsrConfig`]): Configuration.
+        audio_tower (`nn.Module`, *optional*): A loaded speech encoder; built with random weights if absent.
+        language_model (`PreTrainedModel`, *optional*): A loaded headless language model; built with random weights if
+            absent.
+    """
+
+    def __init__(
+        self,
+        config: LlmAsrConfig,
+        audio_tower: nn.Module | None = None,
+        language_model: PreTrainedModel | None = None,
+    ):
+        super().__init__(config)
+        self.audio_tower = build_audio_tower(config.audio_config) if audio_tower is None else audio_tower
+        self.projector = build_projector(config)
+        if language_model is None:
+            language_model = AutoModel.from_config(config.text_config)
+        self.language_model = language_model
+        self.post_init()
+
+    def train(self, mode: bool = True) -> "LlmAsrModel":
+        """Like `nn.Module.train`, but frozen parts stay in eval mode: their dropout would be noise nothing learns from."""
+        super().train(mode)
+        if is_frozen(self.audio_tower):
+            self.audio_tower.eval()
+        # Checkpointing saves memory in a frozen language model too, and Transformers checkpoints only in train mode.
+        if is_frozen(self.language_model) and not self.language_model.is_activation_checkpointing:
+            self.language_model.eval()
+        return self
+
+    def get_audio_hidden_states(
+        self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Run the speech encoder alone, for instance to cache its output.
+
+        Args:
+            input_features (`torch.FloatTensor`):
+                Features as the encoder's feature extractor makes them.
+            input_features_mask (`torch.Tensor` of shape `(num_recordings, num_feature_frames)`, *optional*):
+                Non-zero for real feature frames; all are real if absent.
+
+        Returns:
+            `tuple(torch.Tensor)`: Hidden states of shape `(num_recordings, num_frames, audio_hidden_size)` and a boolean
+            mask of shape `(num_recordings, num_frames)`.
+
+        Raises:
+            `ValueError`: If a recording has no real frame, or more than the encoder takes.
+        """
+        if input_features_mask is None:
+            time_dim = -1 if self.config.audio_config.model_type == "whisper" else 1
+            shape = (input_features.shape[0], input_features.shape[time_dim])
+            input_features_mask = torch.ones(shape, dtype=torch.long, device=input_features.device)
+        empty = (input_features_mask.sum(-1) == 0).nonzero().flatten().tolist()
+        if empty:
+            raise ValueError(f"`input_features_mask` leaves no frame to recording(s) {empty}; remove them.")
+        with torch.no_grad() if is_frozen(self.audio_tower) else nullcontext():
+            return run_audio_tower(
+                self.audio_tower, input_features.to(self.audio_tower.dtype), input_features_mask, **kwargs
+            )
+
+    @can_return_tuple
+    def get_audio_features(
+        self,
+        input_features: torch.Tensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+        audio_hidden_states: torch.Tensor | None = None,
+        audio_hidden_states_mask: torch.Tensor | None = None,
+        target_lengths: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> LlmAsrAudioOutput:
+        """
+        Encode and project recordings.
+
+        Args:
+            input_features, input_features_mask (`torch.Tensor`, *optional*):
+                See [`LlmAsrModel.get_audio_hidden_states`].
+            audio_hidden_states (`torch.FloatTensor` of shape `(num_recordings, num_frames, audio_hidden_size)`, *optional*):
+                Encoder output, in place of `input_features`.
+            audio_hidden_states_mask (`torch.Tensor` of shape `(num_recordings, num_frames)`, *optional*):
+                Non-zero for its real frames; all are real if absent.
+            target_lengths (`torch.LongTensor` of shape `(num_recordings,)`, *optional*):
+                Number of embeddings that CIF is to fire for each recording.
+
+        Returns:
+            [`LlmAsrAudioOutput`]
+        """
+        if (input_features is None) == (audio_hidden_states is None):
+            raise ValueError("Pass either `input_features` or `audio_hidden_states`, and not both.")
+        if audio_hidden_states is None:
+            audio_hidden_states, mask = self.get_audio_hidden_states(input_features, input_features_mask, **kwargs)
+        elif audio_hidden_states_mask is None:
+            mask = torch.ones(audio_hidden_states.shape[:2], dtype=torch.bool, device=audio_hidden_states.device)
+        else:
+            mask = audio_hidden_states_mask.bool()
+        projector_dtype = next(self.projector.parameters()).dtype
+        projected = self.projector(audio_hidden_states.to(projector_dtype), mask, target_lengths)
+        return LlmAsrAudioOutput(
+            last_hidden_state=audio_hidden_states,
+            pooler_output=projected.embeds,
+            audio_lengths=projected.lengths,
+            router_logits=projected.router_logits,
+            alphas=projected.alphas,
+            quantities=projected.quantities,
+            fire_times=projected.fire_times,
+        )
+
+    def merge_audio_and_text(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        audio_hidden_states: torch.Tensor | None = None,
+        target_lengths: torch.Tensor | None = None,
+        padding_side: str = "right",
+        **kwargs,
+    ) -> tuple[MergedInputs, LlmAsrAudioOutput]:
+        """
+        Embed `input_ids` and put each recording in the place of its audio token.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
+                Tokens with one audio token, or one run of audio tokens, for each recording. A run says how many
+                embeddings its recording gets: CIF fires as many, a fixed-rate projector must agree.
+            attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Non-zero for real tokens; all are real if absent.
+            padding_side (`str`, *optional*, defaults to `"right"`):
+                Side on which the merged rows are padded.
+            input_features, audio_hidden_states, target_lengths, kwargs:
+                See [`LlmAsrModel.get_audio_features`].
+
+        Raises:
+            `ValueError`: If audio tokens and recordings, or their lengths, do not match.
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        recordings = input_features if audio_hidden_states is None else audio_hidden_states
+        audio_runs = find_audio_runs(input_ids, attention_mask, self.config.audio_token_id, recordings.shape[0])
+        if audio_runs.lengths is not None:
+            target_lengths = audio_runs.lengths
+        audio_outputs = self.get_audio_features(
+            input_features=input_features,
+            audio_hidden_states=audio_hidden_states,
+            target_lengths=target_lengths,
+            return_dict=True,
+            **kwargs,
+        )
+        merged_inputs = merge_audio(
+            self.get_input_embeddings()(input_ids),
+            attention_mask,
+            audio_runs,
+            audio_outputs.pooler_output,
+            audio_outputs.audio_lengths,
+            padding_side,
+        )
+        return merged_inputs, audio_outputs
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        input_features: torch.FloatTensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        audio_hidden_states: torch.FloatTensor | None = None,
+        audio_hidden_states_mask: torch.Tensor | None = None,
+        target_lengths: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> LlmAsrModelOutputWithPast:
+        """See [`LlmAsrForConditionalGeneration.forward`]."""
+        merged_inputs = audio_outputs = None
+        if input_features is not None or audio_hidden_states is not None:
+            if input_ids is None:
+                raise ValueError("`input_ids` must be passed with audio: it says where the audio goes.")
+            merged_inputs, audio_outputs = self.merge_audio_and_text(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                input_features=input_features,
+                input_features_mask=input_features_mask,
+                audio_hidden_states=audio_hidden_states,
+                audio_hidden_states_mask=audio_hidden_states_mask,
+                target_lengths=target_lengths,
+            )
+            inputs_embeds = merged_inputs.inputs_embeds
+            attention_mask = merged_inputs.attention_mask
+            position_ids = merged_inputs.position_ids
+        elif inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            return_dict=True,
+            **kwargs,
+        )
+        return LlmAsrModelOutputWithPast(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            audio_outputs=audio_outputs,
+            merged_inputs=merged_inputs,
+        )
+
+
+class LlmAsrForConditionalGeneration(LlmAsrPreTrainedModel, GenerationMixin):
+    """
+    Speech recognition with a speech encoder, a projector and a causal language model with its head.
+
+    Args:
+        config ([`LlmAsrConfig`]): Configuration.
+        audio_tower (`nn.Module`, *optional*): A loaded speech encoder; built with random weights if absent.
+        text_model (`PreTrainedModel`, *optional*): A loaded causal language model with its head; built with random
+            weights if absent.
+    """
+
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    # Filled in for each instance, because the embedding has another name in every language model.
+    _tied_weights_keys = {}
+
+    def __init__(
+        self,
+        config: LlmAsrConfig,
+        audio_tower: nn.Module | None = None,
+        text_model: PreTrainedModel | None = None,
+    ):
+        super().__init__(config)
+        text_config = config.text_config
+        if text_model is None:
+            self.model = LlmAsrModel(config, audio_tower)
+            self.lm_head = nn.Linear(text_config.hidden_size, text_config.vocab_size, bias=False)
+        else:
+            self.model = LlmAsrModel(config, audio_tower, text_model.base_model)
+            self.lm_head = text_model.get_output_embeddings()
+        embeddings = self.get_input_embeddings()
+        name = next(name for name, module in self.named_modules() if module is embeddings)
+        self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
+        self.post_init()
+
+    @classmethod
+    def from_audio_text_pretrained(
+        cls,
+        audio: str,
+        text: str,
+        projector_type: str = "moe_cif",
+        *,
+        freeze_audio: bool = True,
+        freeze_text: bool = True,
+        processor=None,
+        audio_kwargs: dict | None = None,
+        text_kwargs: dict | None = None,
+        **projector_kwargs,
+    ) -> "LlmAsrForConditionalGeneration":
+        """
+        Compose a pretrained speech encoder and a pretrained language model with a new projector between them.
+
+        Args:
+            audio (`str`):
+                Local folder or Hub id of the speech encoder.
+            text (`str`):
+                Local folder or Hub id of the causal language model.
+            projector_type (`str`, *optional*, defaults to `"moe_cif"`):
+                See [`LlmAsrProjectorConfig`].
+            freeze_audio (`bool`, *optional*, defaults to `True`):
+                Whether the speech encoder is frozen.
+            freeze_text (`bool`, *optional*, defaults to `True`):
+                Whether the language model and its head are frozen.
+            processor ([`LlmAsrProcessor`], *optional*):
+                The processor the model is to work with. Defaults to the one that
+                `LlmAsrProcessor.from_audio_text_pretrained(audio, text)` composes.
+            audio_kwargs, text_kwargs (`dict`, *optional*):
+                Passed on to `from_pretrained` of the parts (`dtype`, `revision`, `attn_implementation`, ...).
+            projector_kwargs:
+                Fields of [`LlmAsrProjectorConfig`].
+
+        Returns:
+            [`LlmAsrForConditionalGeneration`]: Its projector has random weights, in float32.
+
+        Raises:
+            `ValueError`: If an option of the projector is unknown or impossible, or a part is of an unsupported family.
+
+        Example:
+
+        ```python
+        >>> from llm_asr import LlmAsrForConditionalGeneration
+
+        >>> model = LlmAsrForConditionalGeneration.from_audio_text_pretrained(
+        ...     "openai/whisper-large-v3", "Qwen/Qwen2.5-7B-Instruct", projector_type="moe_cif", num_experts=8
+        ... )
+        ```"""
+        projector_config = LlmAsrProjectorConfig(projector_type=projector_type, **projector_kwargs)
+        if processor is None:
+            # Looked up in Transformers' registry: `modeling` and `processing` do not import each other.
+            processor = PROCESSOR_MAPPING[cls.config_class].from_audio_text_pretrained(audio, text)
+        audio_kwargs, text_kwargs = audio_kwargs or {}, text_kwargs or {}
+        audio_config = AutoConfig.from_pretrained(audio, **_hub_kwargs(audio_kwargs))
+        audio_tower = load_audio_tower(audio, audio_config, **audio_kwargs)
+        text_model = AutoModelForCausalLM.from_pretrained(text, **text_kwargs)
+        _check_plain_head(text_model)
+        if text_model.get_input_embeddings().num_embeddings <= processor.audio_token_id:
+            text_model.resize_token_embeddings(processor.audio_token_id + 1)
+
+        config = cls.config_class(
+            audio_config=audio_tower.config,
+            text_config=text_model.config,
+            projector_config=projector_config,
+            audio_token_id=processor.audio_token_id,
+            audio_frame_rate=processor.sampling_rate / processor.samples_per_frame,
+            # A new composite configuration would reset what the parts resolved when they were loaded.
+            attn_implementation={
+                "audio_config": audio_tower.config._attn_implementation,
+                "text_config": text_model.config._attn_implementation,
+            },
+        )
+        generation_config = GenerationConfig(
+            max_new_tokens=256,
+            num_beams=1,
+            do_sample=False,
+            bos_token_id=processor.tokenizer.bos_token_id,
+            eos_token_id=_all_eos_token_ids(processor.tokenizer, text_model.generation_config),
+            pad_token_id=processor.tokenizer.pad_token_id,
+            transcription_prompt_ids=processor.transcription_prompt_ids,
+        )
+        model = cls(config, audio_tower, text_model)
+        model.generation_config = generation_config
+        if freeze_audio:
+            model.freeze_audio_tower()
+        if freeze_text:
+            model.freeze_language_model()
+        return model.eval()
+
+    def freeze_audio_tower(self) -> None:
+        """Exclude the speech encoder from training."""
+        self.model.audio_tower.requires_grad_(False).eval()
+
+    def freeze_language_model(self) -> None:
+        """Exclude the language model and its head from training."""
+        self.model.language_model.requires_grad_(False).eval()
+        self.lm_head.requires_grad_(False)
+
+    def get_audio_features(self, *args, **kwargs) -> LlmAsrAudioOutput:
+        """See [`LlmAsrModel.get_audio_features`]."""
+        return self.model.get_audio_features(*args, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        input_features: torch.FloatTensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        audio_hidden_states: torch.FloatTensor | None = None,
+        audio_hidden_states_mask: torch.Tensor | None = None,
+        target_lengths: torch.LongTensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> LlmAsrCausalLMOutputWithPast:
+        r"""
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Tokens with one audio token for each recording, in row-major order. A run of audio tokens for each
+                recording is accepted as well: it fixes the number of embeddings.
+            input_features (`torch.FloatTensor`, *optional*):
+                Features of the recordings: `(num_recordings, num_mel_bins, num_mel_frames)` for Whisper encoders,
+                `(num_recordings, num_feature_frames, feature_size)` for others.
+            input_features_mask (`torch.Tensor` of shape `(num_recordings, num_feature_frames)`, *optional*):
+                Non-zero for real feature frames.
+            attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Non-zero for real tokens of `input_ids`.
+            labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                `input_ids` where they are to be predicted, -100 elsewhere. Every row must have a target.
+            audio_hidden_states (`torch.FloatTensor` of shape `(num_recordings, num_frames, audio_hidden_size)`, *optional*):
+                Cached output of the speech encoder, in place of `input_features`.
+            audio_hidden_states_mask (`torch.Tensor` of shape `(num_recordings, num_frames)`, *optional*):
+                Non-zero for its real frames.
+            target_lengths (`torch.LongTensor` of shape `(num_recordings,)`, *optional*):
+                Tokens of each transcript, which CIF is to fire and to predict. Defaults to the number of labels of each
+                row that are not an end-of-sequence token.
+            num_items_in_batch (`torch.Tensor` or `int`, *optional*):
+                Number of labels in the whole optimizer step, over gradient accumulation and processes, as the `Trainer`
+                passes it. Every part of the loss is normalised by it.
+
+        Returns:
+            [`LlmAsrCausalLMOutputWithPast`]
+
+        Raises:
+            `ValueError`: If audio tokens and recordings do not match, or a row of `labels` has no target.
+        """
+        has_audio = input_features is not None or audio_hidden_states is not None
+        if labels is not None:
+            if has_audio:
+                target_lengths = self._resolve_target_lengths(
+                    labels, target_lengths, input_features if audio_hidden_states is None else audio_hidden_states
+                )
+            # A cache would only be thrown away.
+            use_cache = False if use_cache is None else use_cache
+
+        outputs = self.model(
+            input_ids=input_ids,
+            input_features=input_features,
+            input_features_mask=input_features_mask,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            audio_hidden_states=audio_hidden_states,
+            audio_hidden_states_mask=audio_hidden_states_mask,
+            target_lengths=target_lengths,
+            return_dict=True,
+            **kwargs,
+        )
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        audio = LlmAsrAudioOutput() if outputs.audio_outputs is None else outputs.audio_outputs
+
+        losses = {}
+        if labels is not None:
+            if outputs.merged_inputs is not None:
+                labels = outputs.merged_inputs.spread(labels)
+            losses["lm_loss"] = self.loss_function(
+                logits=logits,
+                labels=labels,
+                vocab_size=self.config.text_config.vocab_size,
+                num_items_in_batch=num_items_in_batch,
+            )
+            losses.update(self._projector_losses(audio, labels, target_lengths, num_items_in_batch))
+            losses["loss"] = self._weighted_sum(losses)
+
+        return LlmAsrCausalLMOutputWithPast(
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            router_logits=audio.router_logits,
+            audio_embeds=audio.pooler_output,
+            audio_lengths=audio.audio_lengths,
+            alphas=audio.alphas,
+            quantities=audio.quantities,
+            fire_times=audio.fire_times,
+            **losses,
+        )
+
+    def _resolve_target_lengths(
+        self, labels: torch.Tensor, target_lengths: torch.Tensor | None, recordings: torch.Tensor
+    ) -> torch.Tensor:
+        """`target_lengths` as given, or counted from `labels`, after checking that every row has a target."""
+        is_target = labels != -100
+        empty = (~is_target.any(-1)).nonzero().flatten().tolist()
+        if empty:
+            raise ValueError(
+                f"`labels` has no target in row(s) {empty}; give each row a transcript (an empty one still ends with the "
+                "end-of-sequence token)."
+            )
+        if target_lengths is not None:
+            return target_lengths
+        if recordings.shape[0] != labels.shape[0]:
+            raise ValueError(
+                f"`target_lengths` must be passed when rows hold several recordings ({recordings.shape[0]} recordings in "
+                f"{labels.shape[0]} rows)."
+            )
+        eos_token_id = self.generation_config.eos_token_id
+        if eos_token_id is None:
+            return is_target.sum(-1)
+        return (is_target & ~torch.isin(labels, torch.tensor(eos_token_id, device=labels.device))).sum(-1)
+
+    def _projector_losses(
+        self,
+        audio: LlmAsrAudioOutput,
+        labels: torch.Tensor,
+        target_lengths: torch.Tensor | None,
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> dict[str, torch.Tensor]:
+        """The parts of the loss that the projector has, normalised like the language modelling loss."""
+        losses = {}
+        num_labels = (labels != -100).sum()
+        num_items = num_labels if num_items_in_batch is None else num_items_in_batch
+        if audio.quantities is not None:
+            losses["quantity_loss"] = quantity_loss(audio.quantities, target_lengths, num_items)
+        if audio.router_logits is not None:
+            # Means over this batch, weighted by its share of the optimizer step.
+            share = num_labels / num_items
+            num_experts_per_tok = self.config.projector_config.num_experts_per_tok
+            losses["router_aux_loss"] = share * load_balancing_loss(audio.router_logits, num_experts_per_tok)
+            losses["router_z_loss"] = share * router_z_loss(audio.router_logits)
+        return losses
+
+    def _weighted_sum(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
+        coefficients = {
+            "lm_loss": 1.0,
+            "quantity_loss": self.config.projector_config.quantity_loss_coef,
+            "router_aux_loss": self.config.projector_config.router_aux_loss_coef,
+            "router_z_loss": self.config.projector_config.router_z_loss_coef,
+        }
+        return sum(coefficients[name] * loss for name, loss in losses.items())
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_features: torch.FloatTensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        audio_hidden_states: torch.FloatTensor | None = None,
+        audio_hidden_states_mask: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        target_lengths: torch.LongTensor | None = None,
+        **kwargs,
+    ):
+        r"""
+        Transcribe recordings. All arguments of [`~generation.GenerationMixin.generate`] are accepted.
+
+        Args:
+            input_features, input_features_mask, audio_hidden_states, audio_hidden_states_mask (`torch.Tensor`, *optional*):
+                See [`LlmAsrForConditionalGeneration.forward`].
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Prompts with an audio token for each recording, padded on either side. Without them every recording is
+                given `generation_config.transcription_prompt_ids`.
+            attention_mask (`torch.Tensor`, *optional*):
+                Non-zero for real tokens of `input_ids`; without `input_ids`, taken for `input_features_mask`.
+            labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Targets to cut off from `input_ids`, so that a training batch can be passed as it is.
+            target_lengths (`torch.LongTensor`, *optional*):
+                Ignored: how many tokens there are is for the model to find out.
+
+        Returns:
+            [`~utils.ModelOutput`] or `torch.LongTensor`: The new tokens alone, or, if `input_ids` has a run of several
+            audio tokens for each recording, the prompt and the new tokens.
+        """
+        if input_features is None and audio_hidden_states is None:
+            return super().generate(input_ids, attention_mask=attention_mask, **kwargs)
+        recordings = input_features if audio_hidden_states is None else audio_hidden_states
+        if input_ids is None:
+            if input_features_mask is None and audio_hidden_states is None:
+                input_features_mask = attention_mask
+            input_ids = self._default_prompt(kwargs.get("generation_config"), recordings)
+            attention_mask = None
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        if labels is not None:
+            attention_mask = attention_mask * (labels == -100)
+
+        merged_inputs, _ = self.model.merge_audio_and_text(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            input_features=input_features,
+            input_features_mask=input_features_mask,
+            audio_hidden_states=audio_hidden_states,
+            audio_hidden_states_mask=audio_hidden_states_mask,
+            padding_side="left",
+        )
+        # In place means the caller expanded the prompt, and expects it back as other audio models return it.
+        was_expanded = int((input_ids == self.config.audio_token_id).sum()) != recordings.shape[0]
+        return super().generate(
+            input_ids if was_expanded else None,
+            inputs_embeds=merged_inputs.inputs_embeds,
+            attention_mask=merged_inputs.attention_mask,
+            **kwargs,
+        )
+
+    def _default_prompt(self, generation_config: GenerationConfig | None, recordings: torch.Tensor) -> torch.Tensor:
+        generation_config = self.generation_config if generation_config is None else generation_config
+        if not hasattr(generation_config, "transcription_prompt_ids"):
+            raise ValueError(
+                "`input_ids` must be passed: this model's `generation_config` has no `transcription_prompt_ids`. Make "
+                "them with `processor.apply_transcription_request`, or set `transcription_prompt_ids` to "
+                "`processor.transcription_prompt_ids`."
+            )
+        prompt = torch.tensor(generation_config.transcription_prompt_ids, device=recordings.device)
+        return prompt.expand(recordings.shape[0], -1)
+
+    def _prepare_model_inputs(self, inputs, bos_token_id, model_kwargs):
+        # `main_input_name` is the audio, which `generate` has merged by now: what is left is a plain decoder's input.
+        model_kwargs.pop("input_features", None)
+        input_ids = self._maybe_initialize_input_ids_for_generation(inputs, bos_token_id, model_kwargs)
+        if model_kwargs.get("inputs_embeds") is None:
+            return input_ids, "input_ids", model_kwargs
+        model_kwargs["input_ids"] = input_ids
+        return model_kwargs["inputs_embeds"], "inputs_embeds", model_kwargs
+
+
+def _hub_kwargs(kwargs: dict) -> dict:
+    names = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder", "trust_remote_code")
+    return {name: value for name, value in kwargs.items() if name in names}
+
+
+def _all_eos_token_ids(tokenizer, text_generation_config: GenerationConfig) -> int | list[int]:
+    """The tokenizer's end token, which training targets end with, and whatever else ends the text model's turns."""
+    others = text_generation_config.eos_token_id
+    others = others if isinstance(others, list) else [others]
+    token_ids = list(dict.fromkeys([tokenizer.eos_token_id, *(other for other in others if other is not None)]))
+    return token_ids[0] if len(token_ids) == 1 else token_ids
+
+
+@torch.no_grad()
+def _check_plain_head(text_model: PreTrainedModel) -> None:
+    """Refuse a language model whose logits are more than a bias-free linear map of its last hidden state."""
+    head = text_model.get_output_embeddings()
+    input_ids = torch.arange(4, device=text_model.device)[None] % text_model.config.vocab_size
+    was_training = text_model.training
+    text_model.eval()
+    hidden_states = text_model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+    logits = text_model(input_ids=input_ids, use_cache=False).logits
+    text_model.train(was_training)
+    is_plain = isinstance(head, nn.Linear) and head.bias is None
+    if not is_plain or not torch.allclose(head(hidden_states).float(), logits.float(), rtol=1e-2, atol=1e-2):
+        raise ValueError(
+            f"`text` is a {type(text_model).__name__}, whose logits are not a bias-free linear map of its hidden states "
+            "(it scales, caps or shifts them); choose a language model with a plain head."
+        )
+
+
+# The stock ASR pipeline and the `Auto` classes know a seq2seq speech model by its name in this mapping.
+MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES["llm_asr"] = "LlmAsrForConditionalGeneration"
+
+
+__all__ = [
+    "LlmAsrAudioOutput",
+    "LlmAsrCausalLMOutputWithPast",
+    "LlmAsrForConditionalGeneration",
+    "LlmAsrModel",
+    "LlmAsrModelOutputWithPast",
+    "LlmAsrPreTrainedModel",
+]

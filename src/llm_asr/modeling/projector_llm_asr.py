@@ -1,0 +1,200 @@
+"""The projectors: from masked speech-encoder frames to packed embeddings of the language model."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+
+from .cif import ContinuousIntegrateAndFire
+from .configuration_llm_asr import LlmAsrConfig
+from .mixture_of_experts import MixtureOfExperts
+
+
+@dataclass
+class ProjectorOutput:
+    """
+    What every projector returns; "packed" means concatenated over the batch, in order, without padding.
+
+    Attributes:
+        embeds (`torch.Tensor` of shape `(sum(lengths), text_hidden_size)`): Packed embeddings.
+        lengths (`torch.LongTensor` of shape `(num_recordings,)`): Embeddings of each recording.
+        router_logits (`torch.Tensor` of shape `(sum(lengths), num_experts)`, *optional*): With a mixture of experts.
+        alphas (`torch.Tensor` of shape `(num_recordings, num_frames)`, *optional*): CIF weights, zero in padding.
+        quantities (`torch.Tensor` of shape `(num_recordings,)`, *optional*): Numbers of embeddings CIF predicted.
+        fire_times (`torch.Tensor` of shape `(sum(lengths),)`, *optional*): CIF fire times, in seconds.
+    """
+
+    embeds: torch.Tensor
+    lengths: torch.Tensor
+    router_logits: torch.Tensor | None = None
+    alphas: torch.Tensor | None = None
+    quantities: torch.Tensor | None = None
+    fire_times: torch.Tensor | None = None
+
+
+class ConvDownsampler(nn.Module):
+    """Strided convolutions over time that never see a padded frame, not even at the border."""
+
+    def __init__(self, config: LlmAsrConfig):
+        super().__init__()
+        projector_config = config.projector_config
+        self.strides = projector_config.conv_strides
+        kernel_size = projector_config.conv_kernel_size
+        sizes = [config.audio_config.hidden_size] + [projector_config.hidden_size] * len(self.strides)
+        self.convs = nn.ModuleList(
+            nn.Conv1d(in_size, out_size, kernel_size, stride=stride, padding=kernel_size // 2)
+            for in_size, out_size, stride in zip(sizes, sizes[1:], self.strides)
+        )
+        self.act_fn = ACT2FN[projector_config.hidden_act]
+
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            hidden_states (`torch.Tensor` of shape `(num_recordings, num_frames, audio_hidden_size)`): Encoder frames.
+            attention_mask (`torch.BoolTensor` of shape `(num_recordings, num_frames)`): True for real frames.
+
+        Returns:
+            `tuple(torch.Tensor)`: Frames and mask, shorter by the product of the strides.
+        """
+        for conv, stride in zip(self.convs, self.strides):
+            hidden_states = hidden_states.masked_fill(~attention_mask[:, :, None], 0.0)
+            hidden_states = self.act_fn(conv(hidden_states.transpose(1, 2)).transpose(1, 2))
+            attention_mask = attention_mask[:, ::stride]
+        return hidden_states, attention_mask
+
+
+def build_mlp(config: LlmAsrConfig) -> nn.Sequential:
+    """The two linear layers of the projectors without experts."""
+    projector_config = config.projector_config
+    return nn.Sequential(
+        nn.Linear(projector_config.hidden_size, projector_config.intermediate_size),
+        ACT2FN[projector_config.hidden_act],
+        nn.Linear(projector_config.intermediate_size, config.text_config.hidden_size),
+    )
+
+
+def build_experts(config: LlmAsrConfig) -> MixtureOfExperts:
+    """The mixture of experts that replaces the two linear layers."""
+    projector_config = config.projector_config
+    return MixtureOfExperts(
+        in_size=projector_config.hidden_size,
+        expert_hidden_size=projector_config.expert_hidden_size,
+        out_size=config.text_config.hidden_size,
+        num_experts=projector_config.num_experts,
+        num_experts_per_tok=projector_config.num_experts_per_tok,
+        num_shared_experts=projector_config.num_shared_experts,
+        norm_topk_prob=projector_config.norm_topk_prob,
+        hidden_act=projector_config.hidden_act,
+    )
+
+
+def build_cif(config: LlmAsrConfig) -> ContinuousIntegrateAndFire:
+    """Integrate-and-fire whose untrained weights fire `expected_tokens_per_second`."""
+    projector_config = config.projector_config
+    frame_rate = config.audio_frame_rate / projector_config.downsampling
+    return ContinuousIntegrateAndFire(
+        hidden_size=projector_config.hidden_size,
+        kernel_size=projector_config.conv_kernel_size,
+        threshold=projector_config.cif_threshold,
+        tail_threshold=projector_config.cif_tail_threshold,
+        initial_alpha=projector_config.cif_threshold * projector_config.expected_tokens_per_second / frame_rate,
+    )
+
+
+class LlmAsrProjector(nn.Module):
+    """
+    Base of the projectors: convolutions, then either a fixed or a dynamic rate, then layers into the text space.
+
+    A projector is called with `hidden_states` of shape `(num_recordings, num_frames, audio_hidden_size)`, a boolean
+    `attention_mask` of shape `(num_recordings, num_frames)` and `target_lengths` of shape `(num_recordings,)` or `None`,
+    and returns a [`ProjectorOutput`]. Fixed-rate projectors do not look at `target_lengths`.
+    """
+
+    def __init__(self, config: LlmAsrConfig):
+        super().__init__()
+        self.downsampler = ConvDownsampler(config)
+        self.seconds_per_frame = config.projector_config.downsampling / config.audio_frame_rate
+
+    def pack(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Packed real frames after the convolutions, and their number for each recording."""
+        hidden_states, attention_mask = self.downsampler(hidden_states, attention_mask)
+        return hidden_states[attention_mask], attention_mask.sum(-1)
+
+
+class ConvProjector(LlmAsrProjector):
+    """Strided convolutions → two linear layers: the paper's baseline."""
+
+    def __init__(self, config: LlmAsrConfig):
+        super().__init__(config)
+        self.mlp = build_mlp(config)
+
+    def forward(self, hidden_states, attention_mask, target_lengths=None) -> ProjectorOutput:
+        frames, lengths = self.pack(hidden_states, attention_mask)
+        return ProjectorOutput(embeds=self.mlp(frames), lengths=lengths)
+
+
+class MoeProjector(LlmAsrProjector):
+    """Strided convolutions → mixture of experts."""
+
+    def __init__(self, config: LlmAsrConfig):
+        super().__init__(config)
+        self.moe = build_experts(config)
+
+    def forward(self, hidden_states, attention_mask, target_lengths=None) -> ProjectorOutput:
+        frames, lengths = self.pack(hidden_states, attention_mask)
+        embeds, router_logits = self.moe(frames)
+        return ProjectorOutput(embeds=embeds, lengths=lengths, router_logits=router_logits)
+
+
+class CifProjector(LlmAsrProjector):
+    """Convolution → Continuous Integrate-and-Fire → two linear layers."""
+
+    def __init__(self, config: LlmAsrConfig):
+        super().__init__(config)
+        self.cif = build_cif(config)
+        self.mlp = build_mlp(config)
+
+    def forward(self, hidden_states, attention_mask, target_lengths=None) -> ProjectorOutput:
+        fired = self.cif(*self.downsampler(hidden_states, attention_mask), target_lengths)
+        return ProjectorOutput(
+            embeds=self.mlp(fired.embeds),
+            lengths=fired.lengths,
+            alphas=fired.alphas,
+            quantities=fired.quantities,
+            fire_times=fired.fire_times * self.seconds_per_frame,
+        )
+
+
+class MoeCifProjector(LlmAsrProjector):
+    """Convolution → Continuous Integrate-and-Fire → mixture of experts: the paper's full method."""
+
+    def __init__(self, config: LlmAsrConfig):
+        super().__init__(config)
+        self.cif = build_cif(config)
+        self.moe = build_experts(config)
+
+    def forward(self, hidden_states, attention_mask, target_lengths=None) -> ProjectorOutput:
+        fired = self.cif(*self.downsampler(hidden_states, attention_mask), target_lengths)
+        embeds, router_logits = self.moe(fired.embeds)
+        return ProjectorOutput(
+            embeds=embeds,
+            lengths=fired.lengths,
+            router_logits=router_logits,
+            alphas=fired.alphas,
+            quantities=fired.quantities,
+            fire_times=fired.fire_times * self.seconds_per_frame,
+        )
+
+
+PROJECTORS: dict[str, type[LlmAsrProjector]] = {
+    "conv": ConvProjector,
+    "moe": MoeProjector,
+    "cif": CifProjector,
+    "moe_cif": MoeCifProjector,
+}
+
+
+def build_projector(config: LlmAsrConfig) -> LlmAsrProjector:
+    """The projector that `config.projector_config.projector_type` names."""
+    return PROJECTORS[config.projector_config.projector_type](config)

@@ -1,0 +1,107 @@
+"""Reading recordings: anything a user may hand over becomes a mono waveform at the wanted sampling rate."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+from huggingface_hub.utils import get_session
+
+
+AudioSource = str | Path | bytes | dict | np.ndarray | torch.Tensor
+
+
+def load_audio(source: AudioSource, sampling_rate: int) -> np.ndarray:
+    """
+    Read a recording.
+
+    Args:
+        source (`str`, `Path`, `bytes`, `dict`, `np.ndarray` or `torch.Tensor`):
+            - a path or an `http(s)` address of an audio file, or the contents of one, in any format that libsndfile reads
+              (WAV, FLAC, OGG, OPUS, MP3, ...); channels are averaged and the sampling rate is converted;
+            - `{"array" or "raw": waveform, "sampling_rate": int}`, converted to `sampling_rate`;
+            - `{"path": ..., "bytes": ...}`, as `datasets` keeps a recording it did not decode;
+            - a one-dimensional waveform, taken to be at `sampling_rate`.
+        sampling_rate (`int`): Samples per second wanted.
+
+    Returns:
+        `np.ndarray` of shape `(num_samples,)`, float32, full scale at ±1.
+
+    Raises:
+        `ValueError`: If the file cannot be read, or the waveform is empty, not mono, or holds NaN or infinity.
+        `TypeError`: If `source` is none of the above.
+    """
+    if isinstance(source, dict):
+        return _load_dict(source, sampling_rate)
+    if isinstance(source, (str, Path, bytes)):
+        return _load_file(source, sampling_rate)
+    if isinstance(source, torch.Tensor):
+        source = source.detach().cpu().numpy()
+    if isinstance(source, (list, tuple)) and source and isinstance(source[0], (int, float)):
+        source = np.asarray(source)
+    if not isinstance(source, np.ndarray):
+        raise TypeError(
+            "`audio` must be a path, the bytes of a file, a waveform, or a dict with `array` (or `raw`) and "
+            f"`sampling_rate`, got {type(source).__name__}."
+        )
+    return check_waveform(source)
+
+
+def check_waveform(waveform: np.ndarray) -> np.ndarray:
+    """`waveform` as float32, or a `ValueError` that says why it is no mono recording."""
+    if waveform.ndim != 1:
+        raise ValueError(
+            f"`audio` must be mono, of shape (num_samples,), got {tuple(waveform.shape)}; average its channels first."
+        )
+    if not np.issubdtype(waveform.dtype, np.floating):
+        raise ValueError(
+            f"`audio` must hold floating point samples in [-1, 1], got {waveform.dtype}; divide integers by full scale."
+        )
+    if waveform.size == 0:
+        raise ValueError("`audio` is empty; remove it.")
+    if not np.isfinite(waveform).all():
+        raise ValueError("`audio` holds NaN or infinite samples; repair or remove it.")
+    return waveform.astype(np.float32, copy=False)
+
+
+def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
+    """Convert a waveform of shape `(num_samples,)` between sampling rates."""
+    return waveform if from_rate == to_rate else soxr.resample(waveform, from_rate, to_rate)
+
+
+def _load_dict(source: dict, sampling_rate: int) -> np.ndarray:
+    waveform = source.get("array", source.get("raw"))
+    if waveform is not None:
+        if "sampling_rate" not in source:
+            raise ValueError("`audio` given as a dict with `array` or `raw` needs its `sampling_rate` too.")
+        return resample(load_audio(waveform, sampling_rate), source["sampling_rate"], sampling_rate)
+    encoded = source.get("bytes") or source.get("path")
+    if encoded is None:
+        raise ValueError(
+            "`audio` given as a dict needs `array` (or `raw`) and `sampling_rate`, or `path` or `bytes`, got "
+            f"{sorted(source)}."
+        )
+    return _load_file(encoded, sampling_rate)
+
+
+def _load_file(source: str | Path | bytes, sampling_rate: int) -> np.ndarray:
+    name = "the given bytes" if isinstance(source, bytes) else f"{str(source)!r}"
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        source = get_session().get(source, follow_redirects=True).raise_for_status().content
+    if not isinstance(source, bytes) and not Path(source).is_file():
+        raise ValueError(f"`audio` file {name} does not exist.")
+    try:
+        waveform, file_rate = soundfile.read(
+            io.BytesIO(source) if isinstance(source, bytes) else source, dtype="float32", always_2d=True
+        )
+    except soundfile.LibsndfileError as error:
+        raise ValueError(
+            f"`audio` cannot be read from {name}: {error}. Is it an audio file? libsndfile reads WAV, FLAC, OGG and MP3; "
+            "convert others first."
+        ) from error
+    return resample(check_waveform(waveform.mean(axis=1)), file_rate, sampling_rate)
+
+
+__all__ = ["AudioSource", "check_waveform", "load_audio", "resample"]

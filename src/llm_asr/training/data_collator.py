@@ -1,0 +1,93 @@
+"""Rows of a speech dataset in, a training batch out."""
+
+from dataclasses import dataclass
+
+import torch
+from safetensors.torch import load_file
+from torch.nn.utils.rnn import pad_sequence
+from transformers.feature_extraction_utils import BatchFeature
+
+from ..processing.processing_llm_asr import LlmAsrProcessor
+
+
+@dataclass
+class LlmAsrDataCollator:
+    """
+    Reads recordings and makes prompts, labels and features of a batch; for the `data_collator` of a `Trainer`.
+
+    Pass `remove_unused_columns=False` to the `TrainingArguments`: the columns of the dataset are not model inputs.
+
+    Args:
+        processor ([`LlmAsrProcessor`]):
+            Of the model that is trained.
+        audio_column (`str`, *optional*, defaults to `"audio"`):
+            Column with recordings, in any form that [`load_audio`] reads.
+        text_column (`str`, *optional*, defaults to `"text"`):
+            Column with transcripts.
+        language_column (`str`, *optional*, defaults to `"language"`):
+            Column with language codes or names; rows without it are transcribed without naming a language.
+        language_dropout (`float`, *optional*, defaults to 0.0):
+            Probability of leaving the language out of a prompt, so that the model learns both ways to be asked.
+        hidden_states_column (`str`, *optional*):
+            Column with files written by [`cache_audio_hidden_states`], to be used in place of recordings.
+    """
+
+    processor: LlmAsrProcessor
+    audio_column: str = "audio"
+    text_column: str = "text"
+    language_column: str = "language"
+    language_dropout: float = 0.0
+    hidden_states_column: str | None = None
+
+    def __post_init__(self):
+        if not 0 <= self.language_dropout <= 1:
+            raise ValueError(f"`language_dropout` must be a probability, got {self.language_dropout}.")
+
+    def __call__(self, rows: list[dict]) -> BatchFeature:
+        """
+        Args:
+            rows (`list[dict]`): Rows of the dataset; a `row` key, if present, names a row in errors.
+
+        Returns:
+            [`BatchFeature`]: See [`LlmAsrProcessor.__call__`].
+
+        Raises:
+            `ValueError`: If a recording cannot be used or a transcript is missing; it names the row.
+        """
+        transcripts = [self._transcript(row) for row in rows]
+        requests = {"language": [self._language(row) for row in rows], "transcription": transcripts}
+        if self.hidden_states_column is None:
+            recordings = [self._recording(row) for row in rows]
+            return self.processor.apply_transcription_request(recordings, **requests)
+        prompts = self.processor.apply_transcription_request(
+            [row[self.audio_column] for row in rows], language=requests["language"], tokenize=False
+        )
+        batch = self.processor.tokenize_requests(prompts, transcripts)
+        hidden_states = [load_file(row[self.hidden_states_column])["hidden_states"].float() for row in rows]
+        lengths = torch.tensor([len(states) for states in hidden_states])
+        batch["audio_hidden_states"] = pad_sequence(hidden_states, batch_first=True)
+        batch["audio_hidden_states_mask"] = torch.arange(int(lengths.max())) < lengths[:, None]
+        return batch
+
+    def _recording(self, row: dict):
+        if self.audio_column not in row:
+            raise ValueError(f"{_name(row)}: no column {self.audio_column!r}; its columns are {sorted(row)}.")
+        try:
+            return self.processor.load_recording(row[self.audio_column])
+        except ValueError as error:
+            raise ValueError(f"{_name(row)}: {error}") from error
+
+    def _transcript(self, row: dict) -> str:
+        transcript = row.get(self.text_column)
+        if not isinstance(transcript, str):
+            raise ValueError(f"{_name(row)}: column {self.text_column!r} must hold a transcript, got {transcript!r}.")
+        return transcript
+
+    def _language(self, row: dict) -> str | None:
+        if self.language_dropout and torch.rand(()) < self.language_dropout:
+            return None
+        return row.get(self.language_column)
+
+
+def _name(row: dict) -> str:
+    return f"Dataset row {row['row']}" if "row" in row else "A dataset row"

@@ -1,0 +1,40 @@
+"""The `Trainer` with the parts of the loss in its logs."""
+
+import torch
+from transformers import Seq2SeqTrainer
+
+
+LOSS_PARTS = ("lm_loss", "quantity_loss", "router_aux_loss", "router_z_loss")
+
+
+class LlmAsrTrainer(Seq2SeqTrainer):
+    """
+    [`Seq2SeqTrainer`] that logs `lm_loss`, `quantity_loss`, `router_aux_loss` and `router_z_loss` beside `loss`.
+
+    The parts are averages over the optimizer steps since the last log, unweighted by their coefficients. The model also
+    trains with a plain [`Trainer`] or [`Seq2SeqTrainer`].
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._loss_parts: dict[str, torch.Tensor] = {}
+        self._last_logged_step = 0
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        if model.training:
+            for name in LOSS_PARTS:
+                if outputs.get(name) is not None:
+                    part = outputs[name].detach()
+                    self._loss_parts[name] = self._loss_parts[name] + part if name in self._loss_parts else part
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        num_steps = self.state.global_step - self._last_logged_step
+        if "loss" in logs and num_steps:
+            # Each process holds its own share of the step's labels.
+            scale = self.accelerator.num_processes / num_steps
+            logs.update({name: float(part) * scale for name, part in self._loss_parts.items()})
+            self._loss_parts = {}
+            self._last_logged_step = self.state.global_step
+        super().log(logs, *args, **kwargs)
