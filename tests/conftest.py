@@ -9,7 +9,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import numpy as np
 import pytest
 import torch
-from tiny_models import save_tiny_llama, save_tiny_qwen2, save_tiny_wav2vec2_bert, save_tiny_whisper
+from tiny_models import (
+    save_tiny_llama,
+    save_tiny_parakeet,
+    save_tiny_qwen2,
+    save_tiny_wav2vec2_bert,
+    save_tiny_whisper,
+)
 from transformers import set_seed
 
 
@@ -26,6 +32,7 @@ def parts(tmp_path_factory):
     savers = {
         "whisper": save_tiny_whisper,
         "wav2vec2-bert": save_tiny_wav2vec2_bert,
+        "parakeet": save_tiny_parakeet,
         "qwen2": save_tiny_qwen2,
         "llama": save_tiny_llama,
         "qwen2-tied": lambda folder: save_tiny_qwen2(folder, tie_word_embeddings=True),

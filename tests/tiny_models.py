@@ -5,6 +5,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
+    ParakeetEncoder,
+    ParakeetEncoderConfig,
+    ParakeetFeatureExtractor,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -77,6 +80,24 @@ def save_tiny_wav2vec2_bert(folder: str) -> None:
     SeamlessM4TFeatureExtractor().save_pretrained(folder)
 
 
+def save_tiny_parakeet(folder: str) -> None:
+    """Four times shorter than its features; its frames are 40 ms, twice Whisper's."""
+    config = ParakeetEncoderConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        conv_kernel_size=5,
+        subsampling_factor=4,
+        subsampling_conv_channels=8,
+        num_mel_bins=16,
+        layerdrop=0.0,
+        initializer_range=0.2,
+    )
+    ParakeetEncoder(config).save_pretrained(folder)
+    ParakeetFeatureExtractor(feature_size=16).save_pretrained(folder)
+
+
 def make_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -135,3 +156,15 @@ def compose(
     )
     torch.manual_seed(0)
     return model, processor
+
+
+def pad_recordings(
+    frames: list[torch.Tensor], padding_value: float = 0.0, num_frames: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stack frames of several lengths, at least `num_frames` long, with their boolean mask."""
+    lengths = torch.tensor([len(frame) for frame in frames])
+    num_frames = max(num_frames, int(lengths.max()))
+    padded = frames[0].new_full((len(frames), num_frames, frames[0].shape[1]), padding_value)
+    for row, frame in enumerate(frames):
+        padded[row, : len(frame)] = frame
+    return padded, torch.arange(num_frames) < lengths[:, None]

@@ -8,9 +8,9 @@ Conventions of the transcripts: lower case, no punctuation, hyphens written as s
 
 * English numbers leave out "and", as American English does ("one hundred five").
 * French "vingt", "cent" and "million" take their plural s; the recordings sound the same either way.
-* Italian writes a number below one hundred, a multiple of one hundred and a multiple of one thousand each as one
-  word, and separates these groups ("duemila trecento quarantacinque"); numbers whose groups elide ("centottanta")
-  are left out. A word may join two or three recordings ("venti" + "tre": "ventitré").
+* Italian writes a number below one hundred, a multiple of one hundred, and a thousand, as in "duemila" and
+  "trentamila", each as one word, and separates these groups ("duemila trecento quarantacinque"); numbers whose
+  groups elide ("centottanta") are left out. A word may join two or three recordings ("venti" + "tre": "ventitré").
 * Russian has no recordings of feminine numerals, of hundreds above one, or of "тысяч", which leaves the numbers
   without them; its dates read "третий вторник марта", since the recorded ordinals are masculine.
 """
@@ -33,6 +33,7 @@ import soxr
 from num2words import num2words
 from speech import SAMPLE_RATE, fetch_speech, load_clip
 from tqdm import tqdm
+
 
 Lexicon = Mapping[str, tuple[str, ...]]
 """From written text, of one or more words, to the clips that say it, as paths without the ending."""
@@ -365,7 +366,9 @@ def draw_telephone(grammar: Grammar, rng: np.random.Generator) -> str:
     if rng.random() < 0.5:
         groups = rng.integers(0, 10, size=rng.integers(3, 9))
     else:
-        groups = rng.integers(10, 100, size=rng.integers(2, 5))
+        # No multiples of ten: with the pair after it, one sounds like another number (80 12 and 92 in French).
+        pairs = rng.integers(1, 10, size=(rng.integers(2, 5), 2))
+        groups = pairs @ (10, 1)
     return " ".join(grammar.number(int(group)) for group in groups)
 
 

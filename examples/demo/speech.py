@@ -14,6 +14,7 @@ from pathlib import Path
 import av
 import numpy as np
 
+
 SAMPLE_RATE = 16_000
 """Hertz; the rate of every array that this module returns."""
 

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import soundfile
 
+
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "demo"))
 
 import compose
 import speech
+
 
 COUNTS = {"train": 120, "validation": 6, "test": 12}
 LANGUAGES = ("es", "ru")

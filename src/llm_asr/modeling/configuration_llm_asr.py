@@ -165,6 +165,8 @@ class LlmAsrConfig(PreTrainedConfig):
             Token that stands for one recording in `input_ids`.
         audio_frame_rate (`float`, *optional*, defaults to 50.0):
             Frames per second that the speech encoder puts out.
+        pad_token_id (`int`, *optional*):
+            Padding token of the language model.
 
     Example:
 
@@ -201,6 +203,7 @@ class LlmAsrConfig(PreTrainedConfig):
     projector_config: dict | PreTrainedConfig | None = None
     audio_token_id: int = 151665
     audio_frame_rate: float | int = 50.0
+    pad_token_id: int | None = None
     tie_word_embeddings: bool | None = None
 
     def __post_init__(self, **kwargs):
@@ -211,4 +214,4 @@ class LlmAsrConfig(PreTrainedConfig):
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
 
 
-__all__ = ["LlmAsrConfig", "LlmAsrProjectorConfig", "PROJECTOR_TYPES"]
+__all__ = ["PROJECTOR_TYPES", "LlmAsrConfig", "LlmAsrProjectorConfig"]

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, initialization as init
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -473,6 +474,7 @@ class LlmAsrForConditionalGeneration(LlmAsrPreTrainedModel, GenerationMixin):
             text_config=text_model.config,
             projector_config=projector_config,
             audio_token_id=processor.audio_token_id,
+            pad_token_id=processor.tokenizer.pad_token_id,
             audio_frame_rate=processor.sampling_rate / processor.samples_per_frame,
             # A new composite configuration would reset what the parts resolved when they were loaded.
             attn_implementation={

@@ -44,7 +44,7 @@ class ConvDownsampler(nn.Module):
         sizes = [config.audio_config.hidden_size] + [projector_config.hidden_size] * len(self.strides)
         self.convs = nn.ModuleList(
             nn.Conv1d(in_size, out_size, kernel_size, stride=stride, padding=kernel_size // 2)
-            for in_size, out_size, stride in zip(sizes, sizes[1:], self.strides)
+            for in_size, out_size, stride in zip(sizes[:-1], sizes[1:], self.strides, strict=True)
         )
         self.act_fn = ACT2FN[projector_config.hidden_act]
 
@@ -57,7 +57,7 @@ class ConvDownsampler(nn.Module):
         Returns:
             `tuple(torch.Tensor)`: Frames and mask, shorter by the product of the strides.
         """
-        for conv, stride in zip(self.convs, self.strides):
+        for conv, stride in zip(self.convs, self.strides, strict=True):
             hidden_states = hidden_states.masked_fill(~attention_mask[:, :, None], 0.0)
             hidden_states = self.act_fn(conv(hidden_states.transpose(1, 2)).transpose(1, 2))
             attention_mask = attention_mask[:, ::stride]

@@ -250,7 +250,7 @@ class LlmAsrProcessor(ProcessorMixin):
         else:
             languages = [_language_name(language)] * len(audio)
         prompts = prepare_prompt_input(prompt, len(audio), input_name="prompt")
-        text = [self._render_request(*request) for request in zip(languages, prompts)]
+        text = [self._render_request(*request) for request in zip(languages, prompts, strict=True)]
         if not tokenize:
             return text
         return self(text=text, audio=audio, transcription=transcription, **kwargs)
@@ -275,10 +275,10 @@ class LlmAsrProcessor(ProcessorMixin):
             raise ValueError(f"`transcription` has {len(transcripts)} entries for {len(text)} prompt(s).")
         # Tokenized apart from the prompt, so that a transcript has the same tokens whatever precedes it.
         targets = [self._tokenize(transcript) for transcript in transcripts]
-        answers = [target + [self.tokenizer.eos_token_id] for target in targets]
-        inputs = self._pad([row + answer for row, answer in zip(rows, answers)])
+        answers = [[*target, self.tokenizer.eos_token_id] for target in targets]
+        inputs = self._pad([row + answer for row, answer in zip(rows, answers, strict=True)])
         labels = torch.full_like(inputs["input_ids"], -100)
-        for index, (row, answer) in enumerate(zip(rows, answers)):
+        for index, (row, answer) in enumerate(zip(rows, answers, strict=True)):
             start = int(inputs["attention_mask"][index].argmax()) + len(row)
             labels[index, start : start + len(answer)] = torch.tensor(answer)
         target_lengths = torch.tensor([len(target) for target in targets])

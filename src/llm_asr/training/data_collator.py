@@ -1,5 +1,6 @@
 """Rows of a speech dataset in, a training batch out."""
 
+import zlib
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +28,8 @@ class LlmAsrDataCollator:
         language_column (`str`, *optional*, defaults to `"language"`):
             Column with language codes or names; rows without it are transcribed without naming a language.
         language_dropout (`float`, *optional*, defaults to 0.0):
-            Probability of leaving the language out of a prompt, so that the model learns both ways to be asked.
+            Share of rows whose prompts leave the language out, so that the model learns both ways to be asked. Which
+            rows these are is random but fixed.
         hidden_states_column (`str`, *optional*):
             Column with files written by [`cache_audio_hidden_states`], to be used in place of recordings.
     """
@@ -41,7 +43,7 @@ class LlmAsrDataCollator:
 
     def __post_init__(self):
         if not 0 <= self.language_dropout <= 1:
-            raise ValueError(f"`language_dropout` must be a probability, got {self.language_dropout}.")
+            raise ValueError(f"`language_dropout` must be a share in [0, 1], got {self.language_dropout}.")
 
     def __call__(self, rows: list[dict]) -> BatchFeature:
         """
@@ -84,9 +86,9 @@ class LlmAsrDataCollator:
         return transcript
 
     def _language(self, row: dict) -> str | None:
-        if self.language_dropout and torch.rand(()) < self.language_dropout:
-            return None
-        return row.get(self.language_column)
+        # Drawn by the row and not from a generator's state, so that a resumed run sees the prompts it would have seen.
+        draw = zlib.crc32(f"{row.get('row')} {row[self.text_column]}".encode()) / 2**32
+        return None if draw < self.language_dropout else row.get(self.language_column)
 
 
 def _name(row: dict) -> str:

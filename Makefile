@@ -1,0 +1,51 @@
+# `make demo` and `make test` work on a fresh machine with Python 3.11 or newer.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DATA ?= data
+PROJECTOR ?= moe_cif
+RUN ?= runs/demo-$(PROJECTOR)
+
+# QUICK=1 takes a third of the data, to see the whole path in minutes.
+ifdef QUICK
+COMPOSE_ARGS := --train-per-language 250 --validation-per-language 5 --test-per-language 20
+TRAIN_ARGS := --num_train_epochs 14 --eval_strategy no
+DEMO := $(DATA)/demo-quick
+else
+COMPOSE_ARGS := --train-per-language 800 --validation-per-language 20 --test-per-language 50
+TRAIN_ARGS :=
+DEMO := $(DATA)/demo
+endif
+
+.PHONY: demo test lint
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# The pinned build runs everywhere; a machine with CUDA may install its own build of torch beforehand.
+$(VENV)/.installed: $(BIN)/python setup.cfg pyproject.toml
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install torch==2.13.0
+	$(BIN)/pip install -e ".[train,demo,test]"
+	touch $@
+
+$(DATA)/whisper-base/model.safetensors: | $(VENV)/.installed
+	$(BIN)/python examples/demo/whisper_base.py --output $(DATA)/whisper-base
+
+$(DEMO)/test.jsonl: | $(VENV)/.installed
+	$(BIN)/python examples/demo/compose.py --output $(DEMO) $(COMPOSE_ARGS)
+
+$(DEMO)/decoder/model.safetensors: $(DEMO)/test.jsonl
+	$(BIN)/python examples/demo/decoder.py --dataset $(DEMO)/train.jsonl --output $(DEMO)/decoder
+
+demo: $(DATA)/whisper-base/model.safetensors $(DEMO)/decoder/model.safetensors
+	$(BIN)/python examples/train.py examples/demo/train.yaml --projector_type $(PROJECTOR) \
+		--audio_model $(DATA)/whisper-base --text_model $(DEMO)/decoder --train_dataset $(DEMO)/train.jsonl \
+		--eval_dataset $(DEMO)/validation.jsonl --feature_cache $(DATA)/features --output_dir $(RUN) $(TRAIN_ARGS)
+	$(BIN)/python examples/evaluate.py --model $(RUN) --dataset $(DEMO)/test.jsonl --output $(RUN)/test.json
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .

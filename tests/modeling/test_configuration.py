@@ -1,0 +1,197 @@
+import pytest
+from huggingface_hub.errors import StrictDataclassFieldValidationError
+from transformers import AutoConfig, LlamaConfig, Qwen2Config, Wav2Vec2BertConfig, WhisperConfig
+
+from llm_asr import LlmAsrConfig, LlmAsrProjectorConfig
+from llm_asr.modeling.configuration_llm_asr import PROJECTOR_TYPES
+
+
+def test_defaults():
+    config = LlmAsrConfig()
+    assert isinstance(config.audio_config, WhisperConfig)
+    assert isinstance(config.text_config, Qwen2Config)
+    assert isinstance(config.projector_config, LlmAsrProjectorConfig)
+    assert config.projector_config.projector_type == "moe_cif"
+    assert config.audio_token_id < config.text_config.vocab_size
+
+
+@pytest.mark.parametrize(
+    ("projector_type", "uses_cif", "strides", "downsampling"),
+    [("conv", False, [2, 2], 4), ("moe", False, [2, 2], 4), ("cif", True, [2], 2), ("moe_cif", True, [2], 2)],
+)
+def test_properties_follow_the_projector_type(projector_type, uses_cif, strides, downsampling):
+    config = LlmAsrProjectorConfig(projector_type=projector_type)
+    assert config.uses_cif is uses_cif
+    assert config.conv_strides == strides
+    assert config.downsampling == downsampling
+
+
+def test_downsampling_is_the_product_of_the_strides():
+    assert LlmAsrProjectorConfig(conv_strides=(2, 3, 1)).downsampling == 6
+
+
+def test_projector_types_are_the_four_of_the_design():
+    assert PROJECTOR_TYPES == ("conv", "moe", "cif", "moe_cif")
+
+
+def test_sub_configs_from_dicts():
+    config = LlmAsrConfig(
+        audio_config={"model_type": "wav2vec2-bert", "hidden_size": 32},
+        text_config={"model_type": "llama", "hidden_size": 64},
+        projector_config={"projector_type": "moe", "num_experts": 3},
+    )
+    assert isinstance(config.audio_config, Wav2Vec2BertConfig)
+    assert isinstance(config.text_config, LlamaConfig)
+    assert isinstance(config.projector_config, LlmAsrProjectorConfig)
+    assert config.audio_config.hidden_size == 32
+    assert config.text_config.hidden_size == 64
+    assert config.projector_config.num_experts == 3
+
+
+@pytest.mark.parametrize("tie_word_embeddings", [True, False])
+def test_tying_is_the_language_models(tie_word_embeddings):
+    config = LlmAsrConfig(text_config=Qwen2Config(tie_word_embeddings=tie_word_embeddings))
+    assert config.tie_word_embeddings is tie_word_embeddings
+
+
+@pytest.mark.parametrize("load", [LlmAsrConfig.from_pretrained, AutoConfig.from_pretrained])
+def test_round_trip(tmp_path, load):
+    config = LlmAsrConfig(
+        audio_config=WhisperConfig(d_model=32),
+        text_config=LlamaConfig(hidden_size=64, tie_word_embeddings=True),
+        projector_config=LlmAsrProjectorConfig(
+            projector_type="cif", conv_strides=[3, 1], cif_threshold=1.5, quantity_loss_coef=0
+        ),
+        audio_token_id=7,
+        audio_frame_rate=25,
+    )
+    config.save_pretrained(tmp_path)
+    loaded = load(tmp_path)
+    assert type(loaded) is LlmAsrConfig
+    # `transformers_version` is written on saving, and only then.
+    expected, actual = config.to_dict(), loaded.to_dict()
+    expected.pop("transformers_version", None)
+    actual.pop("transformers_version", None)
+    assert actual == expected
+    assert loaded.projector_config.conv_strides == [3, 1]
+    assert loaded.projector_config.quantity_loss_coef == 0
+    assert loaded.text_config.tie_word_embeddings is True
+
+
+def test_projector_config_round_trip(tmp_path):
+    config = LlmAsrProjectorConfig(projector_type="moe", num_experts=5, num_experts_per_tok=5)
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert type(loaded) is LlmAsrProjectorConfig
+    assert (loaded.projector_type, loaded.num_experts, loaded.num_experts_per_tok) == ("moe", 5, 5)
+
+
+IMPOSSIBLE_VALUES = [
+    ({"projector_type": "linear"}, "projector_type"),
+    ({"projector_type": "moe_cif "}, "projector_type"),
+    ({"hidden_size": 0}, "hidden_size"),
+    ({"intermediate_size": -1}, "intermediate_size"),
+    ({"hidden_act": "no_such_activation"}, "hidden_act"),
+    ({"conv_kernel_size": 0}, "conv_kernel_size"),
+    ({"conv_kernel_size": 4}, "conv_kernel_size"),
+    ({"conv_strides": []}, "conv_strides"),
+    ({"conv_strides": [2, 0]}, "conv_strides"),
+    ({"conv_strides": [-2]}, "conv_strides"),
+    ({"num_experts": 0, "num_experts_per_tok": 0}, "num_experts"),
+    ({"num_experts_per_tok": 0}, "num_experts_per_tok"),
+    ({"num_experts": 4, "num_experts_per_tok": 5}, "num_experts_per_tok"),
+    ({"expert_hidden_size": 0}, "expert_hidden_size"),
+    ({"num_shared_experts": -1}, "num_shared_experts"),
+    ({"router_aux_loss_coef": -0.01}, "router_aux_loss_coef"),
+    ({"router_aux_loss_coef": float("nan")}, "router_aux_loss_coef"),
+    ({"router_z_loss_coef": -1}, "router_z_loss_coef"),
+    ({"quantity_loss_coef": -1.0}, "quantity_loss_coef"),
+    ({"quantity_loss_coef": float("inf")}, "quantity_loss_coef"),
+    ({"cif_threshold": 0}, "cif_threshold"),
+    ({"cif_threshold": -1.0}, "cif_threshold"),
+    ({"cif_threshold": float("nan")}, "cif_threshold"),
+    ({"cif_threshold": float("inf")}, "cif_threshold"),
+    ({"cif_tail_threshold": 0.0}, "cif_tail_threshold"),
+    ({"cif_tail_threshold": 1.1}, "cif_tail_threshold"),
+    ({"expected_tokens_per_second": 0.0}, "expected_tokens_per_second"),
+    ({"initializer_range": -0.1}, "initializer_range"),
+]
+
+
+@pytest.mark.parametrize(("options", "field"), IMPOSSIBLE_VALUES)
+def test_impossible_values_name_their_field(options, field):
+    with pytest.raises(ValueError, match=f"`{field}`"):
+        LlmAsrProjectorConfig(**options)
+    with pytest.raises(ValueError, match=f"`{field}`"):
+        LlmAsrConfig(projector_config=options)
+
+
+@pytest.mark.parametrize("field", ["num_expert", "projector", "threshold"])
+def test_misspelt_projector_option_is_named(field):
+    with pytest.raises(ValueError, match=field):
+        LlmAsrProjectorConfig(**{field: 2})
+    with pytest.raises(ValueError, match=field):
+        LlmAsrConfig(projector_config={field: 2})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("hidden_size", "32"),
+        ("num_experts", 2.5),
+        ("conv_strides", 2),
+        ("conv_strides", [1.5]),
+        ("norm_topk_prob", "yes"),
+    ],
+)
+def test_values_of_another_type_name_their_field(field, value):
+    # Transformers' strict configurations raise an error of their own for types.
+    with pytest.raises((ValueError, StrictDataclassFieldValidationError), match=field):
+        LlmAsrProjectorConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "router_aux_loss_coef",
+        "router_z_loss_coef",
+        "quantity_loss_coef",
+        "cif_threshold",
+        "expected_tokens_per_second",
+        "initializer_range",
+    ],
+)
+def test_whole_numbers_are_accepted_for_real_options(field):
+    assert getattr(LlmAsrProjectorConfig(**{field: 1}), field) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"audio_token_id": -1}, "audio_token_id"),
+        ({"audio_frame_rate": 0}, "audio_frame_rate"),
+        ({"audio_frame_rate": -50.0}, "audio_frame_rate"),
+    ],
+)
+def test_impossible_values_of_the_composite_name_their_field(options, field):
+    with pytest.raises(ValueError, match=f"`{field}`"):
+        LlmAsrConfig(**options)
+
+
+def test_unknown_family_of_a_part_is_refused():
+    with pytest.raises(ValueError, match="no_such_family"):
+        LlmAsrConfig(audio_config={"model_type": "no_such_family"})
+
+
+def test_boundary_values_are_accepted():
+    config = LlmAsrProjectorConfig(
+        num_experts=2,
+        num_experts_per_tok=2,
+        router_aux_loss_coef=0,
+        router_z_loss_coef=0,
+        quantity_loss_coef=0,
+        cif_tail_threshold=1,
+        conv_kernel_size=1,
+        conv_strides=[1],
+    )
+    assert config.downsampling == 1

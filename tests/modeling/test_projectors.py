@@ -1,0 +1,174 @@
+import pytest
+import torch
+from tiny_models import compose, pad_recordings
+
+from llm_asr.modeling.configuration_llm_asr import PROJECTOR_TYPES
+from llm_asr.modeling.mixture_of_experts import load_balancing_loss, router_z_loss
+from llm_asr.modeling.projector_llm_asr import PROJECTORS, build_projector
+
+
+LENGTHS = (7, 24, 1, 15)
+TARGET_LENGTHS = torch.tensor([3, 9, 1, 6])
+
+with_target_lengths = pytest.mark.parametrize(
+    "target_lengths", [None, TARGET_LENGTHS], ids=["free", "with target lengths"]
+)
+
+
+@pytest.fixture(params=PROJECTOR_TYPES)
+def projector(request, parts):
+    """Weights as the model initialises them; every projector gets the same encoder frames."""
+    model, _ = compose(parts, request.param, num_shared_experts=1)
+    return model.model.projector
+
+
+@pytest.fixture
+def frames():
+    return [torch.randn(length, 32) for length in LENGTHS]
+
+
+def packed_parts(output, recording):
+    """What a projector gave to one recording, without padding."""
+    lengths = output.lengths.tolist()
+    found = {}
+    for name in ("embeds", "router_logits", "fire_times"):
+        if getattr(output, name) is not None:
+            found[name] = getattr(output, name).split(lengths)[recording]
+    if output.alphas is not None:
+        # A weight is zero in padding only: a sigmoid never is.
+        found["alphas"] = output.alphas[recording][output.alphas[recording] > 0]
+        found["quantities"] = output.quantities[recording]
+    return found
+
+
+def losses(output):
+    """Something of every output, so that gradients flow through each."""
+    total = output.embeds.square().sum()
+    if output.router_logits is not None:
+        total = total + load_balancing_loss(output.router_logits, 2) + router_z_loss(output.router_logits)
+    if output.quantities is not None:
+        total = total + (output.quantities - TARGET_LENGTHS).abs().sum()
+    return total
+
+
+def run_with_gradients(projector, hidden_states, mask, target_lengths):
+    projector.zero_grad()
+    hidden_states = hidden_states.clone().requires_grad_()
+    output = projector(hidden_states, mask, target_lengths)
+    loss = losses(output)
+    loss.backward()
+    gradients = {name: parameter.grad.clone() for name, parameter in projector.named_parameters()}
+    return output, loss, hidden_states.grad, gradients
+
+
+def test_registry_has_the_types_of_the_configuration(parts):
+    assert tuple(PROJECTORS) == PROJECTOR_TYPES
+    for projector_type in PROJECTOR_TYPES:
+        model, _ = compose(parts, projector_type)
+        assert type(build_projector(model.config)) is PROJECTORS[projector_type]
+
+
+@with_target_lengths
+@pytest.mark.parametrize("garbage", [1e4, float("nan"), float("inf")])
+def test_padded_frames_influence_nothing(projector, frames, garbage, target_lengths):
+    hidden_states, mask = pad_recordings(frames)
+    clean = run_with_gradients(projector, hidden_states, mask, target_lengths)
+    # Two frames more than any recording has.
+    soiled, mask = pad_recordings(frames, padding_value=garbage, num_frames=max(LENGTHS) + 2)
+    dirty = run_with_gradients(projector, soiled, mask, target_lengths)
+    assert dirty[0].lengths.tolist() == clean[0].lengths.tolist()
+    for recording in range(len(LENGTHS)):
+        torch.testing.assert_close(packed_parts(dirty[0], recording), packed_parts(clean[0], recording))
+    torch.testing.assert_close(dirty[1], clean[1])
+    torch.testing.assert_close(dirty[2][:, : max(LENGTHS)], clean[2])
+    assert not dirty[2][~mask].any()
+    torch.testing.assert_close(dirty[3], clean[3], rtol=1e-4, atol=1e-4)
+
+
+@with_target_lengths
+def test_recordings_do_not_depend_on_their_batch(projector, frames, target_lengths):
+    order = [2, 0, 3, 1]
+    hidden_states, mask = pad_recordings(frames)
+    together = projector(hidden_states, mask, target_lengths)
+    reordered = projector(hidden_states[order], mask[order], None if target_lengths is None else target_lengths[order])
+    for recording, frame in enumerate(frames):
+        target = None if target_lengths is None else target_lengths[recording : recording + 1]
+        alone = projector(frame[None], torch.ones(1, len(frame), dtype=torch.bool), target)
+        assert alone.lengths.item() == together.lengths[recording]
+        expected = packed_parts(alone, 0)
+        torch.testing.assert_close(packed_parts(together, recording), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(packed_parts(reordered, order.index(recording)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_lengths(projector, frames):
+    """Fixed rates give a quarter of the frames, rounded up; CIF gives what it is told or what it predicts."""
+    hidden_states, mask = pad_recordings(frames)
+    free = projector(hidden_states, mask)
+    told = projector(hidden_states, mask, TARGET_LENGTHS)
+    if free.alphas is None:
+        assert free.lengths.tolist() == told.lengths.tolist() == [2, 6, 1, 4]
+    else:
+        assert told.lengths.tolist() == TARGET_LENGTHS.tolist()
+        whole = free.quantities.floor()
+        assert free.lengths.tolist() == (whole + (free.quantities - whole > 0.5)).tolist()
+    for output in (free, told):
+        assert output.embeds.shape == (int(output.lengths.sum()), 40)
+
+
+def test_fire_times_are_seconds_within_the_recording(projector, frames):
+    hidden_states, mask = pad_recordings(frames)
+    output = projector(hidden_states, mask, TARGET_LENGTHS)
+    if output.fire_times is None:
+        assert output.alphas is None
+        return
+    # 50 encoder frames a second, two of them to a projector frame.
+    for times, length in zip(output.fire_times.split(TARGET_LENGTHS.tolist()), LENGTHS):
+        assert (times.diff() >= 0).all()
+        assert 0 < times[0]
+        assert times[-1].item() == pytest.approx(((length + 1) // 2) * 0.04, abs=1e-4)
+
+
+@with_target_lengths
+def test_gradients_reach_every_parameter(projector, frames, target_lengths):
+    hidden_states, mask = pad_recordings(frames)
+    *_, gradients = run_with_gradients(projector, hidden_states, mask, target_lengths)
+    for name, gradient in gradients.items():
+        assert gradient.isfinite().all(), name
+        assert gradient.any(), name
+
+
+def test_embeddings_alone_teach_the_convolutions_and_cif(projector, frames):
+    """Without any auxiliary loss, as where its weight is zero."""
+    hidden_states, mask = pad_recordings(frames)
+    projector(hidden_states, mask, TARGET_LENGTHS).embeds.square().sum().backward()
+    for name, parameter in projector.named_parameters():
+        assert parameter.grad is not None and parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+def test_bfloat16(projector, frames, autocast):
+    hidden_states, mask = pad_recordings(frames)
+    expected = projector(hidden_states, mask, TARGET_LENGTHS)
+    if autocast:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = projector(hidden_states, mask, TARGET_LENGTHS)
+    else:
+        output = projector.bfloat16()(hidden_states.bfloat16(), mask, TARGET_LENGTHS)
+    assert output.embeds.dtype == torch.bfloat16
+    assert output.lengths.tolist() == expected.lengths.tolist()
+    assert output.embeds.isfinite().all()
+    for name in ("alphas", "quantities", "router_logits"):
+        value = getattr(output, name)
+        assert value is None or value.dtype == torch.float32, name
+    if output.quantities is not None:
+        torch.testing.assert_close(output.quantities, expected.quantities, rtol=0.05, atol=0.05)
+    losses(output).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in projector.parameters())
+
+
+def test_kernels_wider_than_the_recording(parts):
+    model, _ = compose(parts, "moe_cif", conv_kernel_size=7, conv_strides=[3, 2])
+    frames = [torch.randn(length, 32) for length in (2, 13)]
+    together = model.model.projector(*pad_recordings(frames), torch.tensor([1, 4]))
+    alone = model.model.projector(*pad_recordings(frames[:1]), torch.tensor([1]))
+    torch.testing.assert_close(packed_parts(together, 0), packed_parts(alone, 0), rtol=1e-4, atol=1e-4)

@@ -1,0 +1,123 @@
+"""Datasets, the collator and the feature cache."""
+
+import csv
+import json
+
+import pytest
+import torch
+from datasets import Dataset
+from speech_files import write_speech_dataset
+from tiny_models import compose
+
+from llm_asr.training.data_collator import LlmAsrDataCollator
+from llm_asr.training.datasets_asr import load_asr_dataset
+from llm_asr.training.feature_cache import cache_audio_hidden_states
+
+
+@pytest.fixture
+def dataset_file(tmp_path):
+    return write_speech_dataset(tmp_path / "speech")
+
+
+def test_every_file_format_gives_the_same_rows(dataset_file):
+    rows = [json.loads(line) for line in dataset_file.read_text().splitlines()]
+    expected = load_asr_dataset(str(dataset_file)).to_list()
+    assert expected[3]["row"] == 3
+    assert expected[3]["audio"] == str(dataset_file.parent / "3.wav")
+    Dataset.from_list(rows).to_parquet(dataset_file.with_suffix(".parquet"))
+    for suffix, delimiter in ((".csv", ","), (".tsv", "\t")):
+        with open(dataset_file.with_suffix(suffix), "w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0].keys(), delimiter=delimiter)
+            writer.writeheader()
+            writer.writerows(rows)
+    for suffix in (".csv", ".tsv", ".parquet"):
+        assert load_asr_dataset(str(dataset_file.with_suffix(suffix))).to_list() == expected
+
+
+def test_parquet_may_hold_the_recordings_themselves(dataset_file, parts):
+    _, processor = compose(parts, "conv")
+    rows = [
+        {"audio": {"bytes": (dataset_file.parent / f"{index}.wav").read_bytes(), "path": None}, "text": "one"}
+        for index in range(2)
+    ]
+    Dataset.from_list(rows).to_parquet(dataset_file.with_suffix(".parquet"))
+    from_bytes = load_asr_dataset(str(dataset_file.with_suffix(".parquet")))
+    from_paths = load_asr_dataset(str(dataset_file)).select(range(2))
+    collator = LlmAsrDataCollator(processor)
+    assert torch.equal(
+        collator(from_bytes.to_list())["input_features"], collator(from_paths.to_list())["input_features"]
+    )
+
+
+def test_a_missing_dataset_or_column_is_named(dataset_file):
+    with pytest.raises(ValueError, match="nowhere.jsonl' does not exist"):
+        load_asr_dataset("nowhere.jsonl")
+    with pytest.raises(ValueError, match="no column 'sentence'; its columns are"):
+        load_asr_dataset(str(dataset_file), text_column="sentence")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda file: file.unlink(), "Dataset row 2: `audio` file .*2.wav' does not exist"),
+        (lambda file: file.write_bytes(b"not audio"), "Dataset row 2: `audio` cannot be read from .*2.wav'"),
+    ],
+)
+def test_a_bad_file_is_named_with_its_row(dataset_file, parts, damage, message, tmp_path):
+    model, processor = compose(parts, "conv")
+    damage(dataset_file.parent / "2.wav")
+    dataset = load_asr_dataset(str(dataset_file))
+    with pytest.raises(ValueError, match=message):
+        LlmAsrDataCollator(processor)(dataset.to_list())
+    with pytest.raises(ValueError, match=message):
+        cache_audio_hidden_states(dataset, model, processor, tmp_path / "cache")
+
+
+def test_a_missing_transcript_is_named_with_its_row(dataset_file, parts):
+    _, processor = compose(parts, "conv")
+    rows = load_asr_dataset(str(dataset_file)).to_list()
+    rows[1]["text"] = None
+    with pytest.raises(ValueError, match="Dataset row 1: column 'text' must hold a transcript, got None"):
+        LlmAsrDataCollator(processor)(rows)
+
+
+def test_languages_are_dropped_from_as_many_prompts_as_told(parts):
+    _, processor = compose(parts, "conv")
+    rows = [{"row": row, "text": "one", "language": "en"} for row in range(1000)]
+
+    def languages(language_dropout):
+        return [LlmAsrDataCollator(processor, language_dropout=language_dropout)._language(row) for row in rows]
+
+    assert set(languages(0.0)) == {"en"}
+    assert set(languages(1.0)) == {None}
+    assert 250 < languages(0.3).count(None) < 350
+    assert languages(0.3) == languages(0.3)
+    with pytest.raises(ValueError, match="`language_dropout` must be a share"):
+        LlmAsrDataCollator(processor, language_dropout=1.5)
+
+
+def test_cached_hidden_states_train_like_recordings(dataset_file, parts, tmp_path):
+    model, processor = compose(parts, "moe_cif")
+    dataset = load_asr_dataset(str(dataset_file))
+    cached = cache_audio_hidden_states(dataset, model, processor, tmp_path / "cache", batch_size=3)
+    from_recordings = model(**LlmAsrDataCollator(processor)(dataset.to_list()))
+    collator = LlmAsrDataCollator(processor, hidden_states_column="audio_hidden_states")
+    from_cache = model(**collator(cached.to_list()))
+    # The cache is in float16.
+    assert torch.allclose(from_cache.loss, from_recordings.loss, rtol=5e-3)
+    assert torch.equal(from_cache.audio_lengths, from_recordings.audio_lengths)
+
+
+def test_the_cache_computes_nothing_twice_and_knows_its_encoder(dataset_file, parts, tmp_path):
+    model, processor = compose(parts, "conv")
+    dataset = load_asr_dataset(str(dataset_file))
+    first = cache_audio_hidden_states(dataset, model, processor, tmp_path)["audio_hidden_states"]
+    # Eight rows hold four different recordings.
+    assert len(set(first)) == len(list(tmp_path.glob("*.safetensors"))) == 4
+    times = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    assert cache_audio_hidden_states(dataset, model, processor, tmp_path)["audio_hidden_states"] == first
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == times
+    with torch.no_grad():
+        next(model.model.audio_tower.parameters()).add_(1.0)
+    other = cache_audio_hidden_states(dataset, model, processor, tmp_path)["audio_hidden_states"]
+    assert not set(other) & set(first)

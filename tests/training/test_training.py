@@ -1,0 +1,189 @@
+"""Training with the `Trainer`s, end to end: compose, train, save, reload, transcribe."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import train
+from peft import PeftModel
+from speech_files import write_speech_dataset
+from tiny_models import PROJECTOR_KWARGS, compose
+from transformers import (
+    AutoModelForSpeechSeq2Seq,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
+
+from llm_asr.evaluation.metrics import ErrorRates
+from llm_asr.training.arguments import ModelArguments
+from llm_asr.training.data_collator import LlmAsrDataCollator
+from llm_asr.training.datasets_asr import load_asr_dataset
+from llm_asr.training.lora import add_lora
+
+
+PROJECTOR_TYPES = ("conv", "moe", "cif", "moe_cif")
+
+
+@pytest.fixture(scope="module")
+def dataset_file(tmp_path_factory):
+    return write_speech_dataset(tmp_path_factory.mktemp("speech"))
+
+
+@pytest.fixture(scope="module")
+def dataset(dataset_file):
+    return load_asr_dataset(str(dataset_file))
+
+
+def training_options(folder, **options):
+    return {
+        "output_dir": str(folder),
+        "remove_unused_columns": False,
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 4,
+        "max_steps": 4,
+        "learning_rate": 3e-3,
+        "logging_steps": 2,
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        **options,
+    }
+
+
+@pytest.mark.parametrize("projector_type", PROJECTOR_TYPES)
+def test_the_plain_trainer_learns_only_what_is_not_frozen(parts, dataset, tmp_path, projector_type):
+    model, processor = compose(parts, projector_type)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(**training_options(tmp_path)),
+        data_collator=LlmAsrDataCollator(processor),
+        train_dataset=dataset,
+        eval_dataset=dataset,
+    )
+    first = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] < first
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) != name.startswith("model.projector"), name
+
+
+def test_the_seq2seq_trainer_transcribes_to_evaluate(parts, dataset, tmp_path):
+    model, processor = compose(parts, "moe_cif")
+    trainer = Seq2SeqTrainer(
+        model=model,
+        args=Seq2SeqTrainingArguments(**training_options(tmp_path, predict_with_generate=True)),
+        data_collator=LlmAsrDataCollator(processor),
+        eval_dataset=dataset,
+        processing_class=processor,
+        compute_metrics=ErrorRates(processor, dataset["language"]),
+    )
+    metrics = trainer.evaluate(max_new_tokens=8)
+    assert {"eval_loss", "eval_wer", "eval_cer", "eval_wer_en", "eval_cer_es"} <= set(metrics)
+
+
+def recipe(parts, dataset_file, output_dir, **options) -> str:
+    output_dir.mkdir(parents=True, exist_ok=True)
+    file = output_dir / "recipe.json"
+    content = {
+        "audio_model": parts["whisper"],
+        "text_model": parts["qwen2"],
+        "projector_type": "moe_cif",
+        "projector": PROJECTOR_KWARGS,
+        "freeze_text": False,
+        "train_dataset": str(dataset_file),
+        "eval_dataset": str(dataset_file),
+        "do_train": True,
+        "do_eval": True,
+        "generation_max_length": 16,
+        **training_options(output_dir),
+        **options,
+    }
+    # Set by the recipe's own class.
+    del content["remove_unused_columns"]
+    file.write_text(json.dumps(content))
+    return str(file)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("projector_type", PROJECTOR_TYPES)
+def test_train_save_reload_transcribe(parts, dataset_file, dataset, tmp_path, projector_type):
+    """The whole way, until the model knows its four recordings by heart."""
+    options = {"max_steps": 150, "projector_type": projector_type, "feature_cache": str(tmp_path / "cache")}
+    train.main([recipe(parts, dataset_file, tmp_path / "run", **options)])
+    metrics = json.loads((tmp_path / "run" / "eval_results.json").read_text())
+    assert metrics["eval_wer"] == 0
+    assert metrics["eval_wer_en"] == metrics["eval_wer_es"] == 0
+    history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    logged = [log for log in history if "lm_loss" in log]
+    assert logged[-1]["lm_loss"] < 0.1 < logged[0]["lm_loss"]
+    assert ("router_aux_loss" in logged[0]) == ("moe" in projector_type)
+    assert ("quantity_loss" in logged[0]) == ("cif" in projector_type)
+
+    transcriber = pipeline("automatic-speech-recognition", model=str(tmp_path / "run"))
+    for row in dataset.select(range(4)):
+        assert transcriber(row["audio"])["text"] == row["text"]
+
+
+@pytest.mark.slow
+def test_a_resumed_run_ends_like_an_uninterrupted_one(parts, dataset_file, tmp_path):
+    train.main([recipe(parts, dataset_file, tmp_path / "whole", max_steps=6)])
+    halves = recipe(parts, dataset_file, tmp_path / "halves", max_steps=6, save_steps=3)
+    train.main([halves])
+    # As if the run had died after its first checkpoint.
+    shutil.rmtree(tmp_path / "halves" / "checkpoint-6")
+    train.main([halves, "--resume_from_checkpoint", "true"])
+    expected = AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path / "whole").state_dict()
+    resumed = AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path / "halves").state_dict()
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.slow
+def test_lora_is_saved_reloaded_and_merged(parts, dataset_file, dataset, tmp_path):
+    train.main([recipe(parts, dataset_file, tmp_path, lora_rank=4, freeze_text=True), "--seed", "3"])
+    merged = AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path)
+    base, processor = compose(parts, "moe_cif")
+    adapted = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    batch = LlmAsrDataCollator(processor)(dataset.to_list())
+    with torch.no_grad():
+        expected, reloaded = merged(**batch), adapted(**batch)
+    assert torch.allclose(reloaded.logits, expected.logits, atol=1e-4)
+    weights = "model.language_model.layers.0.self_attn.q_proj.weight"
+    fresh, _ = compose(parts, "moe_cif")
+    assert not torch.equal(merged.state_dict()[weights], fresh.state_dict()[weights])
+
+
+def test_lora_trains_the_projector_and_the_low_rank_updates_alone(parts):
+    model, _ = compose(parts, "cif")
+    adapted = add_lora(model, rank=2)
+    trainable = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    assert any("lora_A" in name for name in trainable)
+    assert all("lora_" in name or ".projector.modules_to_save." in name for name in trainable)
+    assert not any("audio_tower" in name for name in trainable)
+    with pytest.raises(ValueError, match="`rank` must be positive"):
+        add_lora(model, rank=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"projektor_type": "conv"}, r"unknown options \['projektor_type'\]"),
+        ({"projector": {"num_expert": 4}}, r"no option named \['num_expert'\]"),
+        ({"train_dataset": "nowhere.jsonl"}, "'nowhere.jsonl' does not exist"),
+        ({"train_dataset": None}, "Pass `train_dataset` to train"),
+    ],
+)
+def test_a_bad_recipe_is_refused_before_training(parts, dataset_file, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        train.main([recipe(parts, dataset_file, tmp_path, **options)])
+
+
+def test_a_model_is_either_composed_or_loaded():
+    for arguments in ({}, {"audio_model": "a"}, {"model": "m", "audio_model": "a", "text_model": "t"}):
+        with pytest.raises(ValueError, match="Pass either `model`, or both"):
+            ModelArguments(**arguments)
