@@ -3,6 +3,12 @@
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     ParakeetEncoder,
@@ -143,6 +149,27 @@ def save_tiny_llama(folder: str) -> None:
     tokenizer = make_tokenizer(chat_template=None)
     LlamaForCausalLM(LlamaConfig(**_text_sizes(tokenizer))).save_pretrained(folder)
     tokenizer.pad_token = None
+    tokenizer.save_pretrained(folder)
+
+
+def save_tiny_granite(folder: str) -> None:
+    """Divides its logits."""
+    _save_text(folder, GraniteForCausalLM, GraniteConfig, logits_scaling=4.0)
+
+
+def save_tiny_cohere(folder: str) -> None:
+    """Multiplies its logits."""
+    _save_text(folder, CohereForCausalLM, CohereConfig, logit_scale=0.0625)
+
+
+def save_tiny_gemma2(folder: str) -> None:
+    """Caps its logits, which shows only where they are large."""
+    _save_text(folder, Gemma2ForCausalLM, Gemma2Config, head_dim=10, final_logit_softcapping=30.0)
+
+
+def _save_text(folder: str, model_class, config_class, **kwargs) -> None:
+    tokenizer = make_tokenizer()
+    model_class(config_class(**_text_sizes(tokenizer), **kwargs)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

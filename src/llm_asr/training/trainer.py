@@ -1,6 +1,9 @@
 """The `Trainer` with the parts of the loss in its logs."""
 
+import copy
+
 import torch
+from peft import PeftModel
 from transformers import Seq2SeqTrainer
 
 
@@ -28,6 +31,22 @@ class LlmAsrTrainer(Seq2SeqTrainer):
                     part = outputs[name].detach()
                     self._loss_parts[name] = self._loss_parts[name] + part if name in self._loss_parts else part
         return (loss, outputs) if return_outputs else loss
+
+    def evaluate(self, *args, **gen_kwargs):
+        # Counted without the prompt, whose length depends on the recording.
+        if self.args.generation_max_length is not None and "max_length" not in gen_kwargs:
+            gen_kwargs.setdefault("max_new_tokens", self.args.generation_max_length)
+        return super().evaluate(*args, **gen_kwargs)
+
+    def prediction_step(self, *args, **kwargs):
+        # `Seq2SeqTrainer` writes the library's defaults into the model's generation configuration, which every later
+        # checkpoint would carry.
+        model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        generation_config = copy.deepcopy(model.generation_config)
+        try:
+            return super().prediction_step(*args, **kwargs)
+        finally:
+            model.generation_config = generation_config
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         num_steps = self.state.global_step - self._last_logged_step
