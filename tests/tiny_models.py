@@ -69,7 +69,7 @@ def save_tiny_whisper(folder: str) -> None:
     WhisperFeatureExtractor(feature_size=16, chunk_length=3).save_pretrained(folder)
 
 
-def save_tiny_wav2vec2_bert(folder: str) -> None:
+def save_tiny_wav2vec2_bert(folder: str, **kwargs) -> None:
     config = Wav2Vec2BertConfig(
         vocab_size=None,
         hidden_size=32,
@@ -81,6 +81,7 @@ def save_tiny_wav2vec2_bert(folder: str) -> None:
         mask_time_prob=0.0,
         mask_feature_prob=0.0,
         layerdrop=0.0,
+        **kwargs,
     )
     Wav2Vec2BertModel(config).save_pretrained(folder)
     SeamlessM4TFeatureExtractor().save_pretrained(folder)

@@ -224,7 +224,8 @@ def test_rows_do_not_depend_on_their_neighbours(case, with_targets):
     targets = torch.randint(0, 9, (len(alphas),), generator=generator) if with_targets else None
     together = integrate_and_fire(hidden_states, alphas, mask, target_lengths=targets)
     lengths = together.lengths.tolist()
-    for row, (embeds, times) in enumerate(zip(together.embeds.split(lengths), together.fire_times.split(lengths))):
+    embeds_of_rows, times_of_rows = together.embeds.split(lengths), together.fire_times.split(lengths)
+    for row, (embeds, times) in enumerate(zip(embeds_of_rows, times_of_rows, strict=True)):
         target = None if targets is None else targets[row : row + 1]
         real = mask[row]
         alone = integrate_and_fire(hidden_states[row][real][None], alphas[row][real][None], target_lengths=target)

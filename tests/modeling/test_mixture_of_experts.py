@@ -85,7 +85,7 @@ def test_grouped_kernel_equals_the_padded_fallback(group_sizes):
     padded = grouped_matmul(rows, weight[:, :15], sizes)
     torch.testing.assert_close(grouped, padded)
     torch.testing.assert_close(gradients(grouped, (rows, weight)), gradients(padded, (rows, weight)))
-    expected = torch.cat([part @ matrix.T for part, matrix in zip(rows.split(group_sizes), weight)])
+    expected = torch.cat([part @ matrix.T for part, matrix in zip(rows.split(group_sizes), weight, strict=True)])
     torch.testing.assert_close(grouped, expected[:, :15])
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
-from tiny_models import compose, save_tiny_cohere, save_tiny_gemma2, save_tiny_granite
+from tiny_models import compose, save_tiny_cohere, save_tiny_gemma2, save_tiny_granite, save_tiny_wav2vec2_bert
 from transformers import (
     AutomaticSpeechRecognitionPipeline,
     AutoModel,
@@ -63,7 +63,7 @@ def training_batch(processor, recordings):
 
 def one_by_one(processor, recordings, with_transcripts=False):
     """The rows of a batch as batches of their own, prepared from scratch."""
-    for recording, context, transcript in zip(recordings, CONTEXTS, TRANSCRIPTS):
+    for recording, context, transcript in zip(recordings, CONTEXTS, TRANSCRIPTS, strict=True):
         transcription = [transcript] if with_transcripts else None
         yield processor.apply_transcription_request([recording], prompt=[context], transcription=transcription)
 
@@ -318,7 +318,7 @@ def test_audio_tokens_must_match_recordings(shared_model, recordings):
 
 @pytest.mark.parametrize("text", ["qwen2", "llama", "qwen2-tied"])
 def test_text_alone_is_the_language_models(shared_model, parts, text):
-    model, processor = shared_model("moe_cif", "whisper", text)
+    model, _ = shared_model("moe_cif", "whisper", text)
     text_model = AutoModelForCausalLM.from_pretrained(parts[text])
     input_ids = torch.randint(3, text_model.config.vocab_size, (2, 9))
     logits = model(input_ids=input_ids).logits
@@ -491,7 +491,7 @@ def test_cif_fires_as_many_as_an_expanded_prompt_says(shared_model, recordings, 
     assert torch.equal(sequences[:, :-NUM_NEW_TOKENS], batch["input_ids"])
     alone = [
         generate(model, expand(one, model.config.audio_token_id, [length]))[:, -NUM_NEW_TOKENS:]
-        for one, length in zip(one_by_one(processor, recordings), lengths)
+        for one, length in zip(one_by_one(processor, recordings), lengths, strict=True)
     ]
     assert torch.equal(sequences[:, -NUM_NEW_TOKENS:], torch.cat(alone))
 
@@ -595,7 +595,8 @@ def test_auto_model_loads_the_headless_model(shared_model, recordings, tmp_path)
     model.save_pretrained(tmp_path)
     headless, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
     assert type(headless) is LlmAsrModel
-    assert not info["missing_keys"] and not info["mismatched_keys"]
+    assert not info["missing_keys"]
+    assert not info["mismatched_keys"]
     batch = request(processor, recordings)
     outputs = headless(**batch)
     expected = model(**batch)
@@ -616,7 +617,8 @@ def test_tied_embeddings_stay_tied_and_others_apart(shared_model, tmp_path, text
     model, _ = shared_model("moe_cif", "whisper", text)
     model.save_pretrained(tmp_path)
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
-        assert ("lm_head.weight" in file.keys()) != is_tied
+        saved_names = list(file.keys())
+    assert ("lm_head.weight" in saved_names) != is_tied
     for one in (model, AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path)):
         assert (one.lm_head.weight is one.get_input_embeddings().weight) == is_tied
         assert one.lm_head.weight.shape == (one.config.text_config.vocab_size, 40)
@@ -625,9 +627,7 @@ def test_tied_embeddings_stay_tied_and_others_apart(shared_model, tmp_path, text
 def test_loading_in_bfloat16_with_another_attention(shared_model, recordings, tmp_path):
     model, processor = shared_model("moe_cif", "whisper", "qwen2")
     model.save_pretrained(tmp_path)
-    loaded = AutoModelForSpeechSeq2Seq.from_pretrained(
-        tmp_path, dtype=torch.bfloat16, attn_implementation="eager"
-    )
+    loaded = AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path, dtype=torch.bfloat16, attn_implementation="eager")
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
     assert loaded.config.text_config._attn_implementation == "eager"
     assert loaded.config.audio_config._attn_implementation == "eager"
@@ -705,7 +705,7 @@ def test_bad_projector_options_are_refused_before_anything_is_loaded(options, me
 def test_language_models_that_change_their_logits_are_refused(parts, tmp_path, save):
     """Their head alone would not give their logits."""
     save(str(tmp_path))
-    with pytest.raises(ValueError, match="`text` is a .*ForCausalLM"):
+    with pytest.raises(ValueError, match=r"`text` is a .*ForCausalLM"):
         compose({**parts, "other": str(tmp_path)}, "conv", text="other")
 
 
@@ -761,7 +761,26 @@ def test_training_lowers_the_loss(parts, recordings, projector_type):
     assert losses[-1] < losses[0] - 0.2
 
 
-# Whisper's encoder
+# Speech encoders
+
+
+def test_frames_of_an_adapter_do_not_depend_on_the_batch(parts, recordings, tmp_path):
+    """wav2vec2-bert's adapter is a convolution over time, which must not see what the padding became."""
+    save_tiny_wav2vec2_bert(tmp_path, add_adapter=True, num_adapter_layers=2)
+    model, processor = compose({**parts, "adapter": str(tmp_path)}, "conv", audio="adapter")
+    batch = request(processor, recordings)
+    together, mask = model.model.get_audio_hidden_states(batch["input_features"], batch["input_features_mask"])
+    for row, one in enumerate(one_by_one(processor, recordings)):
+        alone, alone_mask = model.model.get_audio_hidden_states(one["input_features"], one["input_features_mask"])
+        torch.testing.assert_close(together[row][mask[row]], alone[alone_mask], **KERNEL_NOISE)
+
+
+def test_a_new_whisper_encoder_has_sinusoidal_positions(shared_model):
+    """They are frozen, so that random ones would stay random."""
+    model, _ = shared_model("conv", "whisper", "qwen2")
+    untrained = LlmAsrForConditionalGeneration(model.config)
+    expected = WhisperEncoder(model.config.audio_config).embed_positions.weight
+    torch.testing.assert_close(untrained.model.audio_tower.embed_positions.weight, expected)
 
 
 def whisper_encoders(parts):

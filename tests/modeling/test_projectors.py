@@ -122,9 +122,9 @@ def test_fire_times_are_seconds_within_the_recording(projector, frames):
         assert output.alphas is None
         return
     # 50 encoder frames a second, two of them to a projector frame.
-    for times, length in zip(output.fire_times.split(TARGET_LENGTHS.tolist()), LENGTHS):
+    for times, length in zip(output.fire_times.split(TARGET_LENGTHS.tolist()), LENGTHS, strict=True):
         assert (times.diff() >= 0).all()
-        assert 0 < times[0]
+        assert times[0] > 0
         assert times[-1].item() == pytest.approx(((length + 1) // 2) * 0.04, abs=1e-4)
 
 
@@ -142,7 +142,8 @@ def test_embeddings_alone_teach_the_convolutions_and_cif(projector, frames):
     hidden_states, mask = pad_recordings(frames)
     projector(hidden_states, mask, TARGET_LENGTHS).embeds.square().sum().backward()
     for name, parameter in projector.named_parameters():
-        assert parameter.grad is not None and parameter.grad.any(), name
+        assert parameter.grad is not None, name
+        assert parameter.grad.any(), name
 
 
 @pytest.mark.parametrize("autocast", [True, False])

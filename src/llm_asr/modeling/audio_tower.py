@@ -3,10 +3,10 @@
 import torch
 from torch import nn
 from transformers import AutoModel
+from transformers import initialization as init
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.modeling_outputs import BaseModelOutput
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers.models.whisper.modeling_whisper import WhisperEncoder, sinusoids
 
 
 class LlmAsrWhisperEncoder(WhisperEncoder):
@@ -15,6 +15,13 @@ class LlmAsrWhisperEncoder(WhisperEncoder):
 
     Its parameters are those of [`WhisperEncoder`].
     """
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        # Whisper does this for the encoder as a whole, which Transformers skips in classes outside of it.
+        if module is self.embed_positions:
+            init.copy_(module.weight, sinusoids(*module.weight.shape))
 
     def forward(
         self, input_features: torch.Tensor, attention_mask: torch.Tensor, **kwargs
@@ -63,6 +70,20 @@ class LlmAsrWhisperEncoder(WhisperEncoder):
 AUDIO_TOWERS = ("whisper", "wav2vec2-bert", "parakeet_encoder")
 
 
+def check_family(audio_config: PreTrainedConfig) -> None:
+    """Raise a `ValueError` if the speech encoder is not of one of `AUDIO_TOWERS`."""
+    if audio_config.model_type not in AUDIO_TOWERS:
+        raise ValueError(
+            f"`audio_config` has model_type {audio_config.model_type!r}; supported speech encoders are "
+            f"{list(AUDIO_TOWERS)}."
+        )
+    if audio_config.model_type == "wav2vec2-bert" and audio_config.add_adapter:
+        raise ValueError(
+            "`audio_config` has `add_adapter=True`, whose convolutions read padding; set it to False, the projector "
+            "downsamples."
+        )
+
+
 def build_audio_tower(audio_config: PreTrainedConfig) -> nn.Module:
     """
     A speech encoder with the architecture of `audio_config`, with random weights.
@@ -70,11 +91,7 @@ def build_audio_tower(audio_config: PreTrainedConfig) -> nn.Module:
     Raises:
         `ValueError`: If the family is not one of `AUDIO_TOWERS`.
     """
-    if audio_config.model_type not in AUDIO_TOWERS:
-        raise ValueError(
-            f"`audio_config` has model_type {audio_config.model_type!r}; supported speech encoders are "
-            f"{list(AUDIO_TOWERS)}."
-        )
+    check_family(audio_config)
     if audio_config.model_type == "whisper":
         return LlmAsrWhisperEncoder(audio_config)
     return AutoModel.from_config(audio_config)
@@ -88,7 +105,11 @@ def load_audio_tower(audio: str, audio_config: PreTrainedConfig, **kwargs) -> nn
         audio (`str`): Local folder or Hub id.
         audio_config (`PreTrainedConfig`): Its configuration.
         kwargs: Passed on to `from_pretrained`.
+
+    Raises:
+        `ValueError`: If the family is not one of `AUDIO_TOWERS`.
     """
+    check_family(audio_config)
     if audio_config.model_type != "whisper":
         return AutoModel.from_pretrained(audio, config=audio_config, **kwargs)
     # Whisper's checkpoints hold the whole model and `WhisperEncoder` on its own would not find its weights in them.
@@ -100,7 +121,7 @@ def load_audio_tower(audio: str, audio_config: PreTrainedConfig, **kwargs) -> nn
 
 def run_audio_tower(
     audio_tower: nn.Module, input_features: torch.Tensor, input_features_mask: torch.Tensor, **kwargs
-) -> tuple[BaseModelOutput | torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Encode a padded batch of features with any supported encoder.
 
@@ -120,10 +141,4 @@ def run_audio_tower(
     outputs = audio_tower(input_features, attention_mask=input_features_mask, **kwargs)
     if model_type == "parakeet_encoder":
         return outputs.last_hidden_state, outputs.attention_mask.bool()
-    hidden_states = outputs.last_hidden_state
-    if hidden_states.shape[1] != input_features_mask.shape[1]:
-        # wav2vec2-bert with an adapter, which shortens the sequence.
-        lengths = audio_tower._get_feat_extract_output_lengths(input_features_mask.sum(-1))
-        frames = torch.arange(hidden_states.shape[1], device=hidden_states.device)
-        return hidden_states, frames < lengths[:, None]
-    return hidden_states, input_features_mask.bool()
+    return outputs.last_hidden_state, input_features_mask.bool()

@@ -131,6 +131,11 @@ def integrate_and_fire(
         upper = torch.where(token[pair_token] + 1 == lengths[pair_row], torch.inf, upper)
     overlaps = (torch.minimum(frame_ends, upper) - torch.maximum(frame_starts, lower)).clamp(min=0)
 
+    if attention_mask is not None:
+        # A masked frame within a run weighs zero, and zero times what it may hold need not be zero.
+        is_real = attention_mask[pair_row, pair_frame] != 0
+        pair_frame = torch.where(is_real, pair_frame, fire[pair_token])
+
     compute_dtype = torch.promote_types(hidden_states.dtype, torch.float32)
     frames = hidden_states.to(compute_dtype).reshape(batch_size * num_frames, hidden_size)
     embeds = F.embedding_bag(

@@ -1,9 +1,15 @@
 """Configuration of the speech encoder → projector → causal language model family."""
 
+import math
+
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
+from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
+
+# Keywords that `PreTrainedConfig` takes, or writes itself, beside its fields.
+INHERITED_OPTIONS = ("attn_implementation", "model_type", "name_or_path", "num_labels", "torch_dtype")
 
 PROJECTOR_TYPES = ("conv", "moe", "cif", "moe_cif")
 
@@ -83,13 +89,12 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
     cif_tail_threshold: float | int = 0.5
     quantity_loss_coef: float | int = 1.0
     expected_tokens_per_second: float | int = 4.0
-    initializer_range: float = 0.02
+    initializer_range: float | int = 0.02
 
     def __post_init__(self, **kwargs):
         # `PreTrainedConfig` keeps unknown keys as attributes, which would turn a misspelt option into a silent default.
-        unknown = set(kwargs) - set(PreTrainedConfig.__dataclass_fields__) - {"model_type", "_name_or_path"}
-        unknown = {name for name in unknown if not name.startswith("_") and name != "num_labels"}
-        _require(not unknown, f"`projector_config` has no option named {sorted(unknown)}; correct or remove it.")
+        unknown = sorted(name for name in kwargs if name not in INHERITED_OPTIONS and not name.startswith("_"))
+        _require(not unknown, f"`projector_config` has no option named {unknown}; correct or remove it.")
         _require(
             self.projector_type in PROJECTOR_TYPES,
             f"`projector_type` must be one of {list(PROJECTOR_TYPES)}, got {self.projector_type!r}.",
@@ -113,9 +118,15 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
             "quantity_loss_coef",
             "initializer_range",
         ):
-            _require(getattr(self, name) >= 0, f"`{name}` must not be negative, got {getattr(self, name)}.")
+            value = getattr(self, name)
+            _require(math.isfinite(value) and value >= 0, f"`{name}` must not be negative or infinite, got {value}.")
         for name in ("cif_threshold", "expected_tokens_per_second"):
-            _require(getattr(self, name) > 0, f"`{name}` must be positive, got {getattr(self, name)}.")
+            value = getattr(self, name)
+            _require(math.isfinite(value) and value > 0, f"`{name}` must be positive and finite, got {value}.")
+        _require(
+            self.hidden_act in ACT2FN,
+            f"`hidden_act` must be one of Transformers' activations, such as 'gelu', got {self.hidden_act!r}.",
+        )
         _require(
             0 < self.cif_tail_threshold <= 1,
             f"`cif_tail_threshold` is a fraction of `cif_threshold` in (0, 1], got {self.cif_tail_threshold}.",

@@ -368,10 +368,7 @@ def _samples_per_frame(audio_config, feature_extractor) -> int:
         return feature_extractor.hop_length * audio_config.subsampling_factor
     if audio_config.model_type == "wav2vec2-bert":
         # Ten milliseconds a mel frame, and the feature extractor stacks `stride` of them.
-        samples = feature_extractor.sampling_rate // 100 * feature_extractor.stride
-        if audio_config.add_adapter:
-            samples *= audio_config.adapter_stride**audio_config.num_adapter_layers
-        return samples
+        return feature_extractor.sampling_rate // 100 * feature_extractor.stride
     raise ValueError(
         f"`audio` has model_type {audio_config.model_type!r}; supported speech encoders are whisper, wav2vec2-bert and "
         "parakeet_encoder."
