@@ -66,6 +66,130 @@ def integrate_and_fire(
     Raises:
         `ValueError`: If shapes disagree or `threshold` is not positive.
     """
+    _check_arguments(hidden_states, alphas, attention_mask, threshold, target_lengths)
+    weights = _token_weights(alphas, attention_mask, threshold)
+    ends = weights.cumsum(-1)
+    quantities = ends[:, -1] if ends.shape[1] else ends.sum(-1)
+    if target_lengths is None:
+        lengths = _count_fires(quantities, tail_threshold)
+    else:
+        has_weight = quantities.detach() > 0
+        lengths = torch.where(has_weight, target_lengths.to(device=ends.device, dtype=torch.long), 0)
+        scale = (lengths / torch.where(has_weight, quantities, 1.0))[:, None]
+        weights, ends = weights * scale, ends * scale
+    runs = _find_runs(weights, ends, torch.zeros_like(lengths), lengths, takes_rest=target_lengths is not None)
+    embeds = _sum_runs(hidden_states, attention_mask, runs, runs.overlaps * threshold)
+    return CifOutput(
+        embeds=embeds.to(hidden_states.dtype),
+        lengths=lengths,
+        fire_times=runs.fire_times.to(torch.float32),
+        quantities=quantities.to(torch.promote_types(alphas.dtype, torch.float32)),
+        alphas=alphas if attention_mask is None else alphas.masked_fill(attention_mask == 0, 0.0),
+    )
+
+
+@dataclass
+class CifState:
+    """
+    What [`integrate_and_fire_chunk`] carries from one chunk to the next.
+
+    Attributes:
+        total (`torch.Tensor` of shape `(batch_size,)`): Weight since the start, in units of the threshold; float64.
+        num_frames (`torch.LongTensor` of shape `(batch_size,)`): Real frames since the start.
+        partial (`torch.Tensor` of shape `(batch_size, hidden_size)`): Integral of the embedding that is not yet full.
+    """
+
+    total: torch.Tensor
+    num_frames: torch.Tensor
+    partial: torch.Tensor
+
+
+def integrate_and_fire_chunk(
+    hidden_states: torch.Tensor,
+    alphas: torch.Tensor,
+    state: CifState | None = None,
+    attention_mask: torch.Tensor | None = None,
+    threshold: float = 1.0,
+    tail_threshold: float = 0.5,
+    is_last: bool = False,
+) -> tuple[CifOutput, CifState]:
+    """
+    [`integrate_and_fire`] for frames that arrive in chunks: over all chunks it fires the same embeddings.
+
+    Args:
+        hidden_states, alphas, attention_mask, threshold, tail_threshold: See [`integrate_and_fire`]; the next frames of
+            each row, padded on the right.
+        state ([`CifState`], *optional*): As the previous chunk returned it; absent for the first.
+        is_last (`bool`, *optional*, defaults to `False`): Whether to fire the tail that is left after these frames.
+
+    Returns:
+        `tuple`: [`CifOutput`] of the embeddings that these frames complete, with fire times from the start of the row and
+        `quantities` since then, and the [`CifState`] for the next chunk.
+
+    Raises:
+        `ValueError`: As [`integrate_and_fire`].
+    """
+    _check_arguments(hidden_states, alphas, attention_mask, threshold, None)
+    weights = _token_weights(alphas, attention_mask, threshold)
+    batch_size, num_frames, hidden_size = hidden_states.shape
+    dtype = torch.promote_types(hidden_states.dtype, torch.float32)
+    if state is None:
+        state = CifState(
+            total=weights.new_zeros(batch_size),
+            num_frames=torch.zeros(batch_size, dtype=torch.long, device=weights.device),
+            partial=hidden_states.new_zeros(batch_size, hidden_size, dtype=dtype),
+        )
+    fired = state.total.detach().floor().long()
+    # What was left unfinished takes part as one frame before the chunk.
+    weights = torch.cat([(state.total - fired)[:, None], weights], dim=1)
+    ends = torch.cat([state.total[:, None], weights[:, 1:]], dim=1).cumsum(-1)
+    frames = torch.cat([state.partial[:, None], hidden_states.to(dtype)], dim=1)
+    mask = attention_mask if attention_mask is not None else torch.ones_like(alphas, dtype=torch.bool)
+    mask = F.pad(mask.bool(), (1, 0), value=True)
+
+    # Every row has one token more than it fires: the one that stays unfinished.
+    total = ends[:, -1]
+    num_full = total.detach().floor().long() - fired
+    runs = _find_runs(weights, ends, fired, num_full + 1, takes_rest=True)
+    # The unfinished part is integrated already.
+    pair_weights = torch.where(runs.pair_frame == 0, 1.0, runs.overlaps * threshold)
+    embeds = _sum_runs(frames, mask, runs, pair_weights)
+
+    is_unfinished = torch.zeros(len(embeds), dtype=torch.bool, device=embeds.device)
+    is_unfinished[(num_full + 1).cumsum(0) - 1] = True
+    has_tail = (total.detach() - total.detach().floor() > tail_threshold) & is_last
+    is_fired = ~is_unfinished | has_tail[runs.row]
+    fire_times = runs.fire_times - 1 + state.num_frames[runs.row]
+    output = CifOutput(
+        embeds=embeds[is_fired].to(hidden_states.dtype),
+        lengths=num_full + has_tail,
+        fire_times=fire_times[is_fired].to(torch.float32),
+        quantities=total.to(torch.promote_types(alphas.dtype, torch.float32)),
+        alphas=alphas if attention_mask is None else alphas.masked_fill(attention_mask == 0, 0.0),
+    )
+    num_frames = state.num_frames + mask[:, 1:].sum(-1)
+    return output, CifState(total=total, num_frames=num_frames, partial=embeds[is_unfinished])
+
+
+@dataclass
+class _Runs:
+    """
+    Which frames make up which token. A token is a run of consecutive frames; a pair is one frame of one run.
+
+    `row` and `fire_times` are packed over tokens, `pair_*` and `overlaps` over pairs, and `starts` holds the first pair
+    of each token. `pair_fire` is the frame in which a pair's token fires.
+    """
+
+    row: torch.Tensor
+    fire_times: torch.Tensor
+    starts: torch.Tensor
+    pair_row: torch.Tensor
+    pair_frame: torch.Tensor
+    pair_fire: torch.Tensor
+    overlaps: torch.Tensor
+
+
+def _check_arguments(hidden_states, alphas, attention_mask, threshold, target_lengths) -> None:
     if hidden_states.ndim != 3 or alphas.shape != hidden_states.shape[:2]:
         raise ValueError(
             "`hidden_states` must have shape (batch_size, num_frames, hidden_size) and `alphas` (batch_size, num_frames),"
@@ -82,81 +206,85 @@ def integrate_and_fire(
     if threshold <= 0:
         raise ValueError(f"`threshold` must be positive, got {threshold}.")
 
-    batch_size, num_frames, hidden_size = hidden_states.shape
-    device = hidden_states.device
+
+def _token_weights(alphas: torch.Tensor, attention_mask: torch.Tensor | None, threshold: float) -> torch.Tensor:
+    """Weights in tokens, zero where masked. In float32 a scaled sum lands beside its target in half of random rows."""
+    accumulator = torch.float32 if alphas.device.type == "mps" else torch.float64
     if attention_mask is not None:
         alphas = alphas.masked_fill(attention_mask == 0, 0.0)
+    return alphas.to(accumulator) / threshold
 
-    # One token is one unit from here on. In float32 the scaled sum lands beside the target in half of random rows.
-    accumulator = torch.float32 if device.type == "mps" else torch.float64
-    weights = alphas.to(accumulator) / threshold
-    quantities = weights.sum(-1)
-    if target_lengths is None:
-        whole = quantities.detach().floor()
-        lengths = (whole + (quantities.detach() - whole > tail_threshold)).long()
-    else:
-        has_weight = quantities.detach() > 0
-        lengths = torch.where(has_weight, target_lengths.to(device=device, dtype=torch.long), 0)
-        weights = weights * (lengths / torch.where(has_weight, quantities, 1.0))[:, None]
-    ends = weights.cumsum(-1)
 
-    # Packed list of tokens: the row of each and its index in that row.
+def _count_fires(quantities: torch.Tensor, tail_threshold: float) -> torch.Tensor:
+    quantities = quantities.detach()
+    whole = quantities.floor()
+    return (whole + (quantities - whole > tail_threshold)).long()
+
+
+def _find_runs(
+    weights: torch.Tensor, ends: torch.Tensor, first_token: torch.Tensor, lengths: torch.Tensor, takes_rest: bool
+) -> _Runs:
+    """
+    Overlaps of frames `[ends - weights, ends]` with tokens `[k, k + 1]`, for `lengths` tokens a row from `first_token`.
+
+    With `takes_rest` the last token of a row takes all the weight that is left.
+    """
+    batch_size, num_frames = weights.shape
+    device = weights.device
     row = torch.repeat_interleave(torch.arange(batch_size, device=device), lengths)
-    first_token = lengths.cumsum(0) - lengths
-    token = torch.arange(row.numel(), device=device) - first_token[row]
-    max_tokens = int(lengths.max()) if batch_size else 0
+    index = torch.arange(row.numel(), device=device) - (lengths.cumsum(0) - lengths)[row]
 
     # A token begins in the first frame that ends beyond its lower bound and fires in the first that reaches its upper.
-    bounds = torch.arange(max_tokens + 1, device=device, dtype=accumulator)
     # A bound beyond the sum, as a tail's is, falls to the last frame that weighs anything, so never to padding.
-    totals = ends.detach()[:, -1:] if num_frames else ends.detach().new_zeros(batch_size, 1)
-    bounds = torch.minimum(bounds, totals).contiguous()
-    begin = torch.searchsorted(ends.detach(), bounds, right=True)[row, token]
-    fire = torch.searchsorted(ends.detach(), bounds)[row, token + 1]
-    # Rounding in the last ulp may put the next token's begin behind its own fire; the token then lies in one frame.
+    max_tokens = int(lengths.max()) if batch_size else 0
+    detached_ends = ends.detach()
+    bounds = first_token[:, None] + torch.arange(max_tokens + 1, device=device)
+    bounds = bounds.to(ends.dtype)
+    if num_frames:
+        bounds = torch.minimum(bounds, detached_ends[:, -1:])
+    begin = torch.searchsorted(detached_ends, bounds, right=True)[row, index]
+    fire = torch.searchsorted(detached_ends, bounds)[row, index + 1]
+    # Rounding in the last ulp may put a token's begin behind its own fire; it then lies in one frame.
     begin = torch.minimum(begin, fire)
 
-    # Packed list of (token, frame) overlaps, a contiguous run of frames for each token.
     run_lengths = fire - begin + 1
-    run_starts = run_lengths.cumsum(0) - run_lengths
+    starts = run_lengths.cumsum(0) - run_lengths
     pair_token = torch.repeat_interleave(torch.arange(row.numel(), device=device), run_lengths)
     pair_row = row[pair_token]
-    pair_frame = begin[pair_token] + torch.arange(pair_token.numel(), device=device) - run_starts[pair_token]
+    pair_frame = begin[pair_token] + torch.arange(pair_token.numel(), device=device) - starts[pair_token]
+
+    lower = (first_token[row] + index).to(ends.dtype)
+    upper = lower + 1
+    if takes_rest:
+        upper = torch.where(index + 1 == lengths[row], torch.inf, upper)
     frame_ends = ends[pair_row, pair_frame]
     frame_starts = frame_ends - weights[pair_row, pair_frame]
-    lower = token[pair_token].to(accumulator)
-    upper = lower + 1
-    if target_lengths is not None:
-        # All the weight belongs to the targets: the last one takes the rounding of the sum with it.
-        upper = torch.where(token[pair_token] + 1 == lengths[pair_row], torch.inf, upper)
-    overlaps = (torch.minimum(frame_ends, upper) - torch.maximum(frame_starts, lower)).clamp(min=0)
-
-    if attention_mask is not None:
-        # A masked frame within a run weighs zero, and zero times what it may hold need not be zero.
-        is_real = attention_mask[pair_row, pair_frame] != 0
-        pair_frame = torch.where(is_real, pair_frame, fire[pair_token])
-
-    compute_dtype = torch.promote_types(hidden_states.dtype, torch.float32)
-    frames = hidden_states.to(compute_dtype).reshape(batch_size * num_frames, hidden_size)
-    embeds = F.embedding_bag(
-        pair_row * num_frames + pair_frame,
-        frames,
-        run_starts,
-        mode="sum",
-        per_sample_weights=(overlaps * threshold).to(compute_dtype),
-    )
+    overlaps = torch.minimum(frame_ends, upper[pair_token]) - torch.maximum(frame_starts, lower[pair_token])
 
     with torch.no_grad():
         fire_ends, fire_weights = ends[row, fire], weights[row, fire]
-        into_frame = (token + 1 - (fire_ends - fire_weights)) / fire_weights.clamp(min=torch.finfo(accumulator).tiny)
+        into_frame = (lower + 1 - fire_ends + fire_weights) / fire_weights.clamp(min=torch.finfo(ends.dtype).tiny)
         fire_times = fire + into_frame.clamp(0, 1)
+    return _Runs(row, fire_times, starts, pair_row, pair_frame, fire[pair_token], overlaps.clamp(min=0))
 
-    return CifOutput(
-        embeds=embeds.to(hidden_states.dtype),
-        lengths=lengths,
-        fire_times=fire_times.to(torch.float32),
-        quantities=quantities.to(torch.promote_types(alphas.dtype, torch.float32)),
-        alphas=alphas,
+
+def _sum_runs(
+    hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, runs: _Runs, pair_weights: torch.Tensor
+) -> torch.Tensor:
+    """Weighted sum of the frames of each run, packed, of shape `(num_tokens, hidden_size)`, in float32 or wider."""
+    batch_size, num_frames, hidden_size = hidden_states.shape
+    pair_frame = runs.pair_frame
+    if attention_mask is not None:
+        # A masked frame within a run weighs zero, and zero times what it may hold need not be zero.
+        is_real = attention_mask[runs.pair_row, pair_frame] != 0
+        pair_frame = torch.where(is_real, pair_frame, runs.pair_fire)
+    dtype = torch.promote_types(hidden_states.dtype, torch.float32)
+    return F.embedding_bag(
+        runs.pair_row * num_frames + pair_frame,
+        hidden_states.to(dtype).reshape(batch_size * num_frames, hidden_size),
+        runs.starts,
+        mode="sum",
+        per_sample_weights=pair_weights.to(dtype),
     )
 
 

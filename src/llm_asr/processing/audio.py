@@ -2,12 +2,12 @@
 
 import io
 from pathlib import Path
+from urllib.request import urlopen
 
 import numpy as np
 import soundfile
 import soxr
 import torch
-from huggingface_hub.utils import get_session
 
 
 AudioSource = str | Path | bytes | dict | np.ndarray | torch.Tensor
@@ -89,7 +89,8 @@ def _load_dict(source: dict, sampling_rate: int) -> np.ndarray:
 def _load_file(source: str | Path | bytes, sampling_rate: int) -> np.ndarray:
     name = "the given bytes" if isinstance(source, bytes) else f"{str(source)!r}"
     if isinstance(source, str) and source.startswith(("http://", "https://")):
-        source = get_session().get(source, follow_redirects=True).raise_for_status().content
+        with urlopen(source) as response:
+            source = response.read()
     if not isinstance(source, bytes) and not Path(source).is_file():
         raise ValueError(f"`audio` file {name} does not exist.")
     try:

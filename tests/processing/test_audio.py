@@ -1,0 +1,108 @@
+"""Everything a user may hand over as a recording, and everything that is none."""
+
+import http.server
+import threading
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+import torch
+
+from llm_asr.processing.audio import load_audio
+
+
+@pytest.fixture
+def waveform():
+    time = np.arange(8000) / 16000
+    return (0.3 * np.sin(2 * np.pi * 440 * time)).astype("float32")
+
+
+@pytest.fixture
+def wav_file(waveform, tmp_path):
+    file = tmp_path / "tone.wav"
+    soundfile.write(file, waveform, 16000, subtype="FLOAT")
+    return file
+
+
+def test_paths_bytes_dicts_tensors_and_lists_give_the_same_waveform(waveform, wav_file):
+    sources = (
+        str(wav_file),
+        wav_file,
+        wav_file.read_bytes(),
+        {"path": str(wav_file), "bytes": None},
+        {"path": "elsewhere.wav", "bytes": wav_file.read_bytes()},
+        {"array": waveform, "sampling_rate": 16000},
+        {"raw": torch.from_numpy(waveform), "sampling_rate": 16000},
+        waveform,
+        waveform.astype("float64"),
+        torch.from_numpy(waveform),
+        waveform.tolist(),
+    )
+    for source in sources:
+        loaded = load_audio(source, 16000)
+        assert loaded.dtype == np.float32
+        np.testing.assert_allclose(loaded, waveform, atol=1e-7)
+
+
+@pytest.mark.parametrize("suffix", ["flac", "ogg", "mp3"])
+def test_compressed_files_are_read(waveform, tmp_path, suffix):
+    file = tmp_path / f"tone.{suffix}"
+    soundfile.write(file, waveform, 16000)
+    loaded = load_audio(file, 16000)
+    assert abs(len(loaded) - len(waveform)) < 1600
+    assert loaded.std() == pytest.approx(waveform.std(), rel=0.1)
+
+
+def test_channels_are_averaged_and_rates_converted(waveform, tmp_path):
+    file = tmp_path / "stereo.wav"
+    soundfile.write(file, np.stack([waveform, -0.5 * waveform], axis=1), 16000, subtype="FLOAT")
+    np.testing.assert_allclose(load_audio(file, 16000), 0.25 * waveform, atol=1e-7)
+    np.testing.assert_allclose(
+        load_audio({"array": waveform, "sampling_rate": 44100}, 16000),
+        soxr.resample(waveform, 44100, 16000),
+        atol=1e-7,
+    )
+
+
+def test_addresses_are_fetched(waveform, wav_file):
+    def handler(*args):
+        return http.server.SimpleHTTPRequestHandler(*args, directory=str(wav_file.parent))
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        loaded = load_audio(f"http://127.0.0.1:{server.server_port}/tone.wav", 16000)
+        server.shutdown()
+    np.testing.assert_allclose(loaded, waveform, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("nowhere.wav", "'nowhere.wav' does not exist"),
+        (b"no audio", "cannot be read from the given bytes"),
+        (np.zeros(0, dtype="float32"), "is empty; remove it"),
+        (np.array([0.1, np.nan]), "NaN or infinite"),
+        (np.array([0.1, np.inf]), "NaN or infinite"),
+        (np.zeros((2, 100)), r"must be mono, of shape \(num_samples,\), got \(2, 100\)"),
+        (np.zeros(100, dtype="int16"), "floating point samples in .*, got int16"),
+        ({"array": np.zeros(100)}, "needs its `sampling_rate`"),
+        ({"sampling_rate": 16000}, "needs `array`"),
+    ],
+)
+def test_what_is_no_recording_is_refused(source, message):
+    with pytest.raises(ValueError, match=message):
+        load_audio(source, 16000)
+
+
+def test_a_corrupt_file_is_named(tmp_path):
+    file = tmp_path / "corrupt.wav"
+    file.write_bytes(b"RIFF but not for long")
+    with pytest.raises(ValueError, match=r"cannot be read from '.*corrupt.wav'"):
+        load_audio(file, 16000)
+
+
+@pytest.mark.parametrize("source", [None, 3, object()])
+def test_another_type_is_refused(source):
+    with pytest.raises(TypeError, match="`audio` must be a path, the bytes of a file, a waveform"):
+        load_audio(source, 16000)

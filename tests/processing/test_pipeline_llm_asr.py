@@ -1,0 +1,166 @@
+"""`pipeline("automatic-speech-recognition")`, ours and the stock one."""
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+from tiny_models import compose, make_tokenizer, save_tiny_whisper
+from transformers import (
+    AutomaticSpeechRecognitionPipeline,
+    AutoModelForSpeechSeq2Seq,
+    AutoProcessor,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2ForCTC,
+    pipeline,
+)
+
+from llm_asr import LlmAsrPipeline
+
+
+TASK = "automatic-speech-recognition"
+GENERATE = {"max_new_tokens": 8}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(parts, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model, processor = compose(parts, "moe_cif")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def transcriber(checkpoint):
+    return pipeline(TASK, model=checkpoint)
+
+
+@pytest.fixture
+def expected(checkpoint, recordings):
+    """Texts by the model and the processor alone."""
+    model = AutoModelForSpeechSeq2Seq.from_pretrained(checkpoint)
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    tokens = model.generate(**processor.apply_transcription_request(recordings), **GENERATE)
+    return processor.batch_decode(tokens)
+
+
+def texts(outputs):
+    return [output["text"] for output in outputs]
+
+
+def test_every_kind_of_input(transcriber, recordings, expected, tmp_path):
+    assert type(transcriber) is LlmAsrPipeline
+    file = tmp_path / "one.wav"
+    soundfile.write(file, recordings[1], 16000, subtype="FLOAT")
+    sources = [
+        str(file),
+        file.read_bytes(),
+        recordings[1],
+        {"raw": recordings[1], "sampling_rate": 16000},
+        {"array": recordings[1], "sampling_rate": 16000},
+        {"array": recordings[1], "sampling_rate": 16000, "path": "ignored"},
+    ]
+    for source in sources:
+        assert transcriber(source, generate_kwargs=GENERATE)["text"] == expected[1]
+    assert texts(transcriber(sources, generate_kwargs=GENERATE)) == [expected[1]] * len(sources)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_lists_generators_and_batches(transcriber, recordings, expected, batch_size):
+    assert texts(transcriber(recordings, batch_size=batch_size, generate_kwargs=GENERATE)) == expected
+    streamed = transcriber((one for one in recordings), batch_size=batch_size, generate_kwargs=GENERATE)
+    assert texts(streamed) == expected
+
+
+def test_other_sampling_rates_are_converted(transcriber, recordings):
+    at_8_khz = soxr.resample(recordings[2], 16000, 8000)
+    converted = transcriber({"raw": at_8_khz, "sampling_rate": 8000}, **GENERATE)
+    assert converted == transcriber(soxr.resample(at_8_khz, 8000, 16000), **GENERATE)
+
+
+def test_language_and_context_reach_the_prompt(transcriber, checkpoint, recordings):
+    model = AutoModelForSpeechSeq2Seq.from_pretrained(checkpoint)
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    request = processor.apply_transcription_request(recordings[0], language="es", prompt="numbers")
+    (expected,) = processor.batch_decode(model.generate(**request, **GENERATE))
+    assert transcriber(recordings[0], language="Spanish", prompt="numbers", **GENERATE)["text"] == expected
+    assert transcriber(recordings[0], **GENERATE)["text"] != expected
+    with pytest.raises(ValueError, match="klingon"):
+        transcriber(recordings[0], language="klingon")
+
+
+def test_a_model_in_memory_needs_its_processor(parts, recordings, expected):
+    model, processor = compose(parts, "moe_cif")
+    model.config._name_or_path = ""
+    model.name_or_path = ""
+    made = pipeline(
+        TASK,
+        model=model,
+        tokenizer=processor.tokenizer,
+        feature_extractor=processor.feature_extractor,
+        processor=processor,
+        pipeline_class=LlmAsrPipeline,
+    )
+    assert len(texts(made(recordings, generate_kwargs=GENERATE))) == 3
+    with pytest.raises(ValueError, match="`processor` must be passed"):
+        LlmAsrPipeline(model=model)
+
+
+def test_decoding_is_greedy_unless_told(transcriber, recordings, expected):
+    assert transcriber(recordings[0], **GENERATE)["text"] == expected[0]
+    assert transcriber(recordings[0], num_beams=3, **GENERATE)["text"] != expected[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"chunk_length_s": 2}, "`chunk_length_s` is not supported"),
+        ({"return_timestamps": True}, "return_timestamps"),
+    ],
+)
+def test_what_is_not_there_is_said(transcriber, recordings, options, message):
+    with pytest.raises(ValueError, match=message):
+        transcriber(recordings[0], **options)
+
+
+def test_bad_recordings_are_refused(transcriber):
+    with pytest.raises(ValueError, match=r"lasts 4.0 s, and the speech encoder takes 3.0 s"):
+        transcriber(np.zeros(64000, dtype="float32"))
+    with pytest.raises(ValueError, match="'nowhere.wav' does not exist"):
+        transcriber("nowhere.wav")
+
+
+def test_the_stock_pipeline_transcribes_too(checkpoint, recordings, expected):
+    stock = pipeline(TASK, model=checkpoint, pipeline_class=AutomaticSpeechRecognitionPipeline)
+    assert stock.type == "seq2seq"
+    assert stock(recordings[0], generate_kwargs=GENERATE)["text"].strip() == expected[0]
+    batched = stock(recordings, batch_size=3, generate_kwargs=GENERATE)
+    assert [text.strip() for text in texts(batched)] == expected
+
+
+def test_other_models_keep_the_stock_pipeline(recordings, tmp_path):
+    save_tiny_whisper(str(tmp_path / "whisper"))
+    make_tokenizer().save_pretrained(tmp_path / "whisper")
+    whisper = pipeline(TASK, model=str(tmp_path / "whisper"))
+    assert type(whisper) is AutomaticSpeechRecognitionPipeline
+
+    config = Wav2Vec2Config(
+        vocab_size=300,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        conv_dim=(16, 16),
+        conv_stride=(5, 2),
+        conv_kernel=(10, 3),
+        num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2,
+    )
+    Wav2Vec2ForCTC(config).save_pretrained(tmp_path / "ctc")
+    Wav2Vec2FeatureExtractor().save_pretrained(tmp_path / "ctc")
+    make_tokenizer().save_pretrained(tmp_path / "ctc")
+    ctc = pipeline(TASK, model=str(tmp_path / "ctc"))
+    assert type(ctc) is AutomaticSpeechRecognitionPipeline
+    assert ctc.type == "ctc"
+    assert isinstance(ctc(recordings[0])["text"], str)

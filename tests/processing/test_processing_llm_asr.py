@@ -1,0 +1,199 @@
+"""The processor: composition, prompts, labels, features, errors."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import make_tokenizer
+from transformers import AutoProcessor, WhisperFeatureExtractor
+
+from llm_asr import LlmAsrProcessor
+
+
+@pytest.fixture(params=["whisper", "wav2vec2-bert"])
+def any_processor(request, parts):
+    return LlmAsrProcessor.from_audio_text_pretrained(parts[request.param], parts["qwen2"])
+
+
+@pytest.fixture
+def processor(parts):
+    return LlmAsrProcessor.from_audio_text_pretrained(parts["whisper"], parts["qwen2"])
+
+
+def test_composition_adds_the_audio_token_once(parts, processor, tmp_path):
+    assert processor.tokenizer.convert_ids_to_tokens(processor.audio_token_id) == "<|audio|>"
+    assert processor.audio_token in processor.tokenizer.all_special_tokens
+    processor.tokenizer.save_pretrained(tmp_path)
+    again = LlmAsrProcessor.from_audio_text_pretrained(parts["whisper"], str(tmp_path))
+    assert again.audio_token_id == processor.audio_token_id
+    assert len(again.tokenizer) == len(processor.tokenizer)
+
+
+def test_composition_knows_the_speech_encoder(parts, processor):
+    assert processor.samples_per_frame == 320
+    assert processor.max_audio_samples == 150 * 320
+    other = LlmAsrProcessor.from_audio_text_pretrained(parts["wav2vec2-bert"], parts["qwen2"])
+    assert (other.samples_per_frame, other.max_audio_samples) == (320, None)
+
+
+def test_prompts_use_the_chat_template_of_the_language_model(processor, recordings):
+    (prompt,) = processor.apply_transcription_request(recordings[:1], language="es", prompt="a date", tokenize=False)
+    assert prompt == (
+        "<|im_start|>user\n<|audio|>Transcribe the speech in Spanish. Context: a date<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_a_language_model_without_chat_template_or_padding_token(parts, recordings):
+    processor = LlmAsrProcessor.from_audio_text_pretrained(parts["whisper"], parts["llama"])
+    (prompt,) = processor.apply_transcription_request(recordings[:1], tokenize=False)
+    assert prompt == "<|audio|>Transcribe the speech.\n"
+    assert processor.tokenizer.pad_token == processor.tokenizer.eos_token
+    batch = processor.apply_transcription_request(recordings[:2], transcription=["one", "one two three"])
+    # Padding looks like the end token, and only the mask tells them apart.
+    assert (batch["labels"] == processor.tokenizer.eos_token_id).sum() == 2
+
+
+def test_features_are_the_same_alone_and_in_a_batch(any_processor, recordings):
+    batch = any_processor(audio=recordings)
+    lengths = batch["input_features_mask"].sum(-1)
+    is_whisper = isinstance(any_processor.feature_extractor, WhisperFeatureExtractor)
+    for row, recording in enumerate(recordings):
+        alone = any_processor(audio=recording)
+        assert alone["input_features_mask"].sum() == lengths[row]
+        features, alone_features = batch["input_features"][row], alone["input_features"][0]
+        if is_whisper:
+            features, alone_features = features.T, alone_features.T
+        real = slice(0, int(lengths[row]))
+        assert torch.equal(features[real], alone_features[real])
+
+
+def test_audio_padding(processor, recordings):
+    longest = processor(audio=recordings)
+    assert longest["input_features"].shape == (3, 16, 210)
+    whole_window = processor(audio=recordings, audio_padding="max_length")
+    assert whole_window["input_features"].shape == (3, 16, 300)
+    assert torch.equal(whole_window["input_features"][..., :210], longest["input_features"])
+    with pytest.raises(ValueError, match="`audio_padding` must be"):
+        processor(audio=recordings, audio_padding="shortest")
+
+
+def test_labels_are_the_transcript_and_the_end_token(processor, recordings):
+    transcripts = ["one two", "uno", ""]
+    batch = processor.apply_transcription_request(recordings, transcription=transcripts)
+    prompts = processor.apply_transcription_request(recordings)
+    assert batch["target_lengths"].tolist() == [len(processor.tokenizer(text)["input_ids"]) for text in transcripts]
+    for row, transcript in enumerate(transcripts):
+        targets = batch["labels"][row][batch["labels"][row] != -100].tolist()
+        assert targets == [*processor.tokenizer(transcript)["input_ids"], processor.tokenizer.eos_token_id]
+        real = batch["input_ids"][row][batch["attention_mask"][row] == 1].tolist()
+        prompt = prompts["input_ids"][row][prompts["attention_mask"][row] == 1].tolist()
+        assert real == prompt + targets
+
+
+def test_languages(processor, recordings):
+    def prompts(language):
+        return processor.apply_transcription_request(recordings[:2], language=language, tokenize=False)
+
+    assert prompts("es") == prompts("Spanish") == prompts(["es", "spanish"])
+    assert prompts(None) == prompts([None, None])
+    first, second = prompts(["fr", None])
+    assert "in French." in first
+    assert "speech." in second
+    with pytest.raises(ValueError, match="(?s)klingon.*es"):
+        prompts("klingon")
+    with pytest.raises(ValueError, match=r"`language` has 3 entries for 2 recording\(s\)"):
+        prompts(["es", "es", "es"])
+
+
+def test_context_may_differ_by_recording_but_not_bring_audio_tokens(processor, recordings):
+    first, second = processor.apply_transcription_request(recordings[:2], prompt=["a date", None], tokenize=False)
+    assert "Context: a date" in first
+    assert "Context" not in second
+    with pytest.raises(ValueError, match="`prompt` must not contain the audio token"):
+        processor.apply_transcription_request(recordings[:1], prompt="<|audio|>")
+
+
+def test_counts_must_match(processor, recordings):
+    with pytest.raises(ValueError, match=r"`text` has 2 audio token\(s\) .* and `audio` has 1 recording\(s\)"):
+        processor(text="<|audio|><|audio|>", audio=recordings[:1])
+    with pytest.raises(ValueError, match=r"`text` has 1 audio token\(s\) .* and `audio` has 0"):
+        processor(text="<|audio|>")
+    with pytest.raises(ValueError, match=r"`transcription` has 1 entries for 2 prompt\(s\)"):
+        processor.apply_transcription_request(recordings[:2], transcription="one")
+    with pytest.raises(ValueError, match="`audio` must contain at least one recording"):
+        processor.apply_transcription_request([])
+    with pytest.raises(ValueError, match="Pass `text`, `audio`, or both"):
+        processor()
+    with pytest.raises(ValueError, match="`transcription` needs the `text`"):
+        processor(audio=recordings, transcription=["one", "two", "three"])
+
+
+@pytest.mark.parametrize(
+    ("recording", "message"),
+    [
+        (np.zeros(319, dtype="float32"), r"Recording 1: `audio` has 319 samples, less than one frame .*\(320\)"),
+        (
+            np.zeros(48001, dtype="float32"),
+            r"Recording 1: `audio` lasts 3.0 s, and the speech encoder takes 3.0 s; split",
+        ),
+        (np.zeros(0, dtype="float32"), "Recording 1: `audio` is empty"),
+        (np.array([np.nan] * 400), "Recording 1: `audio` holds NaN"),
+        (np.zeros((400, 2)), "Recording 1: `audio` must be mono"),
+        ("nowhere.wav", "Recording 1: `audio` file 'nowhere.wav' does not exist"),
+    ],
+)
+def test_a_bad_recording_is_named(processor, recordings, recording, message):
+    with pytest.raises(ValueError, match=message):
+        processor.apply_transcription_request([recordings[0], recording])
+
+
+def test_the_shortest_and_the_longest_recording_are_taken(processor):
+    for samples in (320, 48000):
+        features = processor(audio=np.zeros(samples, dtype="float32"))
+        assert features["input_features_mask"].sum() == samples // 160
+
+
+def test_another_sampling_rate_is_refused_unless_declared(processor, recordings):
+    with pytest.raises(ValueError, match="`sampling_rate` is 8000 and the speech encoder expects 16000"):
+        processor(audio=recordings, sampling_rate=8000)
+    converted = processor(audio={"array": recordings[0], "sampling_rate": 8000})
+    assert converted["input_features_mask"].sum() == pytest.approx(2 * 40, abs=1)
+
+
+def test_only_tensors_of_torch(processor, recordings):
+    with pytest.raises(ValueError, match="`return_tensors` must be 'pt'"):
+        processor(audio=recordings, return_tensors="np")
+
+
+def test_round_trip(processor, recordings, tmp_path):
+    processor.transcription_template = "{{ audio_token }}{{ language or 'any' }}: {{ prompt }}"
+    processor.save_pretrained(tmp_path)
+    loaded = AutoProcessor.from_pretrained(tmp_path)
+    assert type(loaded) is LlmAsrProcessor
+    requests = {"language": ["es", None, "ru"], "prompt": "names", "transcription": ["uno", "dos", "tres"]}
+    expected = processor.apply_transcription_request(recordings, **requests)
+    reloaded = loaded.apply_transcription_request(recordings, **requests)
+    assert expected.keys() == reloaded.keys()
+    assert all(torch.equal(expected[name], reloaded[name]) for name in expected)
+    assert loaded.max_audio_samples == processor.max_audio_samples
+
+
+def test_the_stored_prompt_is_what_a_request_without_language_says(processor, recordings):
+    request = processor.apply_transcription_request(recordings[0])
+    assert request["input_ids"][0].tolist() == processor.transcription_prompt_ids
+
+
+def test_decoding_leaves_special_tokens_out(processor):
+    ids = [*processor.tokenizer("uno dos")["input_ids"], processor.tokenizer.eos_token_id, processor.audio_token_id]
+    assert processor.decode(ids) == "uno dos"
+    assert processor.batch_decode(torch.tensor([ids, ids])) == ["uno dos", "uno dos"]
+    assert processor.decode(ids, skip_special_tokens=False) == "uno dos<|im_end|><|audio|>"
+
+
+def test_a_tokenizer_that_cannot_serve_is_refused():
+    tokenizer = make_tokenizer()
+    with pytest.raises(ValueError, match="`tokenizer` has no token '<|audio|>'"):
+        LlmAsrProcessor(WhisperFeatureExtractor(), tokenizer)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|audio|>"]})
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="`tokenizer` has no `eos_token`"):
+        LlmAsrProcessor(WhisperFeatureExtractor(), tokenizer)
