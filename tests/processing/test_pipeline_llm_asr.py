@@ -116,12 +116,35 @@ def test_decoding_is_greedy_unless_told(transcriber, recordings, expected):
     ("options", "message"),
     [
         ({"chunk_length_s": 2}, "`chunk_length_s` is not supported"),
-        ({"return_timestamps": True}, "return_timestamps"),
+        ({"return_timestamps": "char"}, "`return_timestamps` must be 'word', True or False, got 'char'"),
     ],
 )
 def test_what_is_not_there_is_said(transcriber, recordings, options, message):
     with pytest.raises(ValueError, match=message):
         transcriber(recordings[0], **options)
+
+
+def test_timestamps_of_words_and_segments(transcriber, recordings, expected):
+    for batch_size in (1, 3):
+        options = {"batch_size": batch_size, "generate_kwargs": GENERATE}
+        for output, recording, text in zip(
+            transcriber(recordings, return_timestamps="word", **options), recordings, expected, strict=True
+        ):
+            assert output["text"] == text
+            assert [chunk["text"] for chunk in output["chunks"]] == text.split()
+            times = [time for chunk in output["chunks"] for time in chunk["timestamp"]]
+            assert times == sorted(times)
+            # A frame of the projector spans 40 ms.
+            assert 0 <= times[0] <= times[-1] <= len(recording) / 16000 + 0.04
+    segments = transcriber(recordings[2], return_timestamps=True, generate_kwargs=GENERATE)["chunks"]
+    assert " ".join(segment["text"] for segment in segments).split() == expected[2].split()
+
+
+def test_timestamps_need_cif(parts, recordings):
+    model, processor = compose(parts, "conv")
+    made = LlmAsrPipeline(model=model, processor=processor)
+    with pytest.raises(ValueError, match=r"needs a projector with CIF .*, and this model's is 'conv'"):
+        made(recordings[0], return_timestamps="word")
 
 
 def test_bad_recordings_are_refused(transcriber):

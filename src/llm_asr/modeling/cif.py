@@ -1,5 +1,6 @@
 """Continuous Integrate-and-Fire (Dong & Xu, 2020, arXiv 1905.11235) as pure, loop-free functions."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -315,29 +316,36 @@ class ContinuousIntegrateAndFire(nn.Module):
     Predicts a weight for each frame and integrates the frames into embeddings.
 
     The weights come from a convolution that sees both sides of a frame, a linear layer and a sigmoid (arXiv 1905.11235,
-    section 3.1).
+    section 3.1): `alpha = relu(smooth_factor * sigmoid(x) - noise_threshold)`.
 
     Args:
         hidden_size (`int`): Channels of the frames.
         kernel_size (`int`): Kernel of the weight predictor, in frames; odd.
         threshold, tail_threshold (`float`): See [`integrate_and_fire`].
         initial_alpha (`float`): Weight that the untrained predictor gives to a frame, on average.
+        smooth_factor, noise_threshold (`float`, *optional*): See [`LlmAsrProjectorConfig`].
     """
 
     def __init__(
-        self, hidden_size: int, kernel_size: int, threshold: float, tail_threshold: float, initial_alpha: float
+        self,
+        hidden_size: int,
+        kernel_size: int,
+        threshold: float,
+        tail_threshold: float,
+        initial_alpha: float,
+        smooth_factor: float = 1.0,
+        noise_threshold: float = 0.0,
     ):
         super().__init__()
         self.threshold = threshold
         self.tail_threshold = tail_threshold
+        self.smooth_factor = smooth_factor
+        self.noise_threshold = noise_threshold
         # A sigmoid cannot leave (0, 1), and at its ends it would not learn.
-        self.initial_alpha = min(max(initial_alpha, 0.01), 0.99)
+        initial_sigmoid = min(max((initial_alpha + noise_threshold) / smooth_factor, 0.01), 0.99)
+        self.initial_alpha_bias = math.log(initial_sigmoid / (1 - initial_sigmoid))
         self.conv = nn.Conv1d(hidden_size, hidden_size, kernel_size, padding=kernel_size // 2)
         self.alpha_proj = nn.Linear(hidden_size, 1)
-
-    @property
-    def initial_alpha_bias(self) -> float:
-        return torch.logit(torch.tensor(self.initial_alpha, dtype=torch.float64)).item()
 
     def forward(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor, target_lengths: torch.Tensor | None = None
@@ -351,4 +359,5 @@ class ContinuousIntegrateAndFire(nn.Module):
         visible = hidden_states.masked_fill(~attention_mask[:, :, None], 0.0)
         context = F.relu(self.conv(visible.transpose(1, 2)).transpose(1, 2))
         alphas = torch.sigmoid(self.alpha_proj(context).squeeze(-1).float())
+        alphas = F.relu(self.smooth_factor * alphas - self.noise_threshold)
         return integrate_and_fire(visible, alphas, attention_mask, self.threshold, target_lengths, self.tail_threshold)

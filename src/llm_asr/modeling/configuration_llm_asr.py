@@ -62,6 +62,12 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
             Accumulated weight at which an embedding fires (β in CIF, arXiv 1905.11235).
         cif_tail_threshold (`float`, *optional*, defaults to 0.5):
             Fraction of `cif_threshold` above which the weight left at the end fires one last embedding at inference.
+        cif_smooth_factor (`float`, *optional*, defaults to 1.0):
+            Factor of the sigmoid that gives a frame's weight; above one, a frame can fire more than once (Paraformer,
+            arXiv 2206.08317, as released in FunASR).
+        cif_noise_threshold (`float`, *optional*, defaults to 0.0):
+            Weight below which a frame weighs nothing: `alpha = relu(smooth_factor * sigmoid(x) - noise_threshold)` (same
+            source). Above zero it silences frames between tokens, and such frames no longer learn.
         quantity_loss_coef (`float`, *optional*, defaults to 1.0):
             Weight of the CIF quantity loss (arXiv 1905.11235, section 3.2).
         expected_tokens_per_second (`float`, *optional*, defaults to 4.0):
@@ -87,6 +93,8 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
     router_z_loss_coef: float | int = 0.001
     cif_threshold: float | int = 1.0
     cif_tail_threshold: float | int = 0.5
+    cif_smooth_factor: float | int = 1.0
+    cif_noise_threshold: float | int = 0.0
     quantity_loss_coef: float | int = 1.0
     expected_tokens_per_second: float | int = 4.0
     initializer_range: float | int = 0.02
@@ -116,11 +124,12 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
             "router_aux_loss_coef",
             "router_z_loss_coef",
             "quantity_loss_coef",
+            "cif_noise_threshold",
             "initializer_range",
         ):
             value = getattr(self, name)
             _require(math.isfinite(value) and value >= 0, f"`{name}` must not be negative or infinite, got {value}.")
-        for name in ("cif_threshold", "expected_tokens_per_second"):
+        for name in ("cif_threshold", "cif_smooth_factor", "expected_tokens_per_second"):
             value = getattr(self, name)
             _require(math.isfinite(value) and value > 0, f"`{name}` must be positive and finite, got {value}.")
         _require(
@@ -130,6 +139,11 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
         _require(
             0 < self.cif_tail_threshold <= 1,
             f"`cif_tail_threshold` is a fraction of `cif_threshold` in (0, 1], got {self.cif_tail_threshold}.",
+        )
+        _require(
+            self.cif_noise_threshold < self.cif_smooth_factor,
+            f"`cif_noise_threshold` ({self.cif_noise_threshold}) must be below `cif_smooth_factor` "
+            f"({self.cif_smooth_factor}), or no frame weighs anything.",
         )
         _require(
             self.conv_kernel_size % 2 == 1,
@@ -223,6 +237,11 @@ class LlmAsrConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         # The head belongs to the language model, so tying is its business; a copy here is what Transformers reads.
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
+
+    @property
+    def projector_frame_period(self) -> float:
+        """Seconds from one frame after the projector's convolutions to the next, of which CIF weighs each."""
+        return self.projector_config.downsampling / self.audio_frame_rate
 
 
 __all__ = ["PROJECTOR_TYPES", "LlmAsrConfig", "LlmAsrProjectorConfig"]

@@ -706,7 +706,8 @@ class LlmAsrForConditionalGeneration(LlmAsrPreTrainedModel, GenerationMixin):
 
         Returns:
             [`~utils.ModelOutput`] or `torch.LongTensor`: The new tokens alone, or, if `input_ids` has a run of several
-            audio tokens for each recording, the prompt and the new tokens.
+            audio tokens for each recording, the prompt and the new tokens. With `return_dict_in_generate=True`, also the
+            recordings' `audio_lengths`, `alphas` and `fire_times`, as in [`LlmAsrAudioOutput`].
         """
         if input_features is None and audio_hidden_states is None:
             return super().generate(input_ids, attention_mask=attention_mask, **kwargs)
@@ -728,7 +729,7 @@ class LlmAsrForConditionalGeneration(LlmAsrPreTrainedModel, GenerationMixin):
             attention_mask = attention_mask.gather(1, order)
             input_ids = input_ids.gather(1, order).masked_fill(attention_mask == 0, self.config.pad_token_id or 0)
 
-        merged_inputs, _ = self.model.merge_audio_and_text(
+        merged_inputs, audio_outputs = self.model.merge_audio_and_text(
             input_ids=input_ids,
             attention_mask=attention_mask,
             input_features=input_features,
@@ -738,12 +739,16 @@ class LlmAsrForConditionalGeneration(LlmAsrPreTrainedModel, GenerationMixin):
             padding_side="left",
         )
         # Who expanded the prompt expects it back, as other audio models return it.
-        return super().generate(
+        outputs = super().generate(
             input_ids if was_expanded else None,
             inputs_embeds=merged_inputs.inputs_embeds,
             attention_mask=merged_inputs.attention_mask,
             **kwargs,
         )
+        if isinstance(outputs, ModelOutput):
+            for name in ("audio_lengths", "alphas", "fire_times"):
+                outputs[name] = audio_outputs.get(name)
+        return outputs
 
     def _default_prompt(self, generation_config: GenerationConfig | None, recordings: torch.Tensor) -> torch.Tensor:
         for config in (generation_config, self.generation_config):

@@ -92,13 +92,15 @@ def build_experts(config: LlmAsrConfig) -> MixtureOfExperts:
 def build_cif(config: LlmAsrConfig) -> ContinuousIntegrateAndFire:
     """Integrate-and-fire whose untrained weights fire `expected_tokens_per_second`."""
     projector_config = config.projector_config
-    frame_rate = config.audio_frame_rate / projector_config.downsampling
+    tokens_per_frame = projector_config.expected_tokens_per_second * config.projector_frame_period
     return ContinuousIntegrateAndFire(
         hidden_size=projector_config.hidden_size,
         kernel_size=projector_config.conv_kernel_size,
         threshold=projector_config.cif_threshold,
         tail_threshold=projector_config.cif_tail_threshold,
-        initial_alpha=projector_config.cif_threshold * projector_config.expected_tokens_per_second / frame_rate,
+        smooth_factor=projector_config.cif_smooth_factor,
+        noise_threshold=projector_config.cif_noise_threshold,
+        initial_alpha=projector_config.cif_threshold * tokens_per_frame,
     )
 
 
@@ -114,7 +116,7 @@ class LlmAsrProjector(nn.Module):
     def __init__(self, config: LlmAsrConfig):
         super().__init__()
         self.downsampler = ConvDownsampler(config)
-        self.seconds_per_frame = config.projector_config.downsampling / config.audio_frame_rate
+        self.frame_period = config.projector_frame_period
 
     def pack(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Packed real frames after the convolutions, and their number for each recording."""
@@ -162,7 +164,7 @@ class CifProjector(LlmAsrProjector):
             lengths=fired.lengths,
             alphas=fired.alphas,
             quantities=fired.quantities,
-            fire_times=fired.fire_times * self.seconds_per_frame,
+            fire_times=fired.fire_times * self.frame_period,
         )
 
 
@@ -183,7 +185,7 @@ class MoeCifProjector(LlmAsrProjector):
             router_logits=router_logits,
             alphas=fired.alphas,
             quantities=fired.quantities,
-            fire_times=fired.fire_times * self.seconds_per_frame,
+            fire_times=fired.fire_times * self.frame_period,
         )
 
 

@@ -21,6 +21,8 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
     >>> transcriber = pipeline("automatic-speech-recognition", model="path/to/checkpoint")
     >>> transcriber("recording.flac", language="es")
     {'text': 'veintiuno de marzo'}
+    >>> transcriber("recording.flac", return_timestamps="word")["chunks"][0]  # with CIF
+    {'text': 'veintiuno', 'timestamp': (0.2, 0.86)}
     ```
     """
 
@@ -46,15 +48,24 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
             **kwargs,
         )
 
-    def _sanitize_parameters(self, language=None, prompt=None, chunk_length_s=None, **kwargs):
+    def _sanitize_parameters(self, language=None, prompt=None, return_timestamps=None, chunk_length_s=None, **kwargs):
         if chunk_length_s:
             raise ValueError(
                 "`chunk_length_s` is not supported: split recordings that the speech encoder cannot take."
+            )
+        if return_timestamps not in (None, False, True, "word"):
+            raise ValueError(f"`return_timestamps` must be 'word', True or False, got {return_timestamps!r}.")
+        if return_timestamps and not self.model.config.projector_config.uses_cif:
+            raise ValueError(
+                "`return_timestamps` needs a projector with CIF ('cif' or 'moe_cif'), and this model's is "
+                f"{self.model.config.projector_config.projector_type!r}."
             )
         _, forward_params, postprocess_params = super()._sanitize_parameters(**kwargs)
         preprocess_params = {
             name: value for name, value in (("language", language), ("prompt", prompt)) if value is not None
         }
+        if return_timestamps is not None:
+            postprocess_params["return_timestamps"] = return_timestamps
         return preprocess_params, forward_params, postprocess_params
 
     def preprocess(self, inputs, language=None, prompt=None):
@@ -66,11 +77,25 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
 
     def _forward(self, model_inputs, **generate_kwargs):
         is_last = model_inputs.pop("is_last")
-        tokens = self.model.generate(**model_inputs, **self._prepare_generate_kwargs(generate_kwargs))
-        return {"is_last": is_last, "tokens": tokens}
+        outputs = self.model.generate(
+            **model_inputs, **self._prepare_generate_kwargs(generate_kwargs), return_dict_in_generate=True
+        )
+        tokens_and_weights = {"tokens": outputs.sequences}
+        if outputs.alphas is not None:
+            tokens_and_weights["alphas"] = outputs.alphas.float()
+        return {"is_last": is_last, **tokens_and_weights}
 
-    def postprocess(self, model_outputs):
-        return {"text": " ".join(self.processor.decode(outputs["tokens"][0]) for outputs in model_outputs)}
+    def postprocess(self, model_outputs, return_timestamps=False):
+        (outputs,) = model_outputs
+        if not return_timestamps:
+            return {"text": self.processor.decode(outputs["tokens"][0])}
+        decoded = self.processor.decode(
+            outputs["tokens"][0],
+            output_offsets=return_timestamps,
+            alphas=outputs["alphas"][0],
+            frame_period=self.model.config.projector_frame_period,
+        )
+        return {"text": decoded["text"], "chunks": decoded["offsets"]}
 
 
 __all__ = ["LlmAsrPipeline"]

@@ -10,6 +10,7 @@ from transformers.processing_utils import ProcessorMixin, prepare_prompt_input
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from .audio import AudioSource, load_audio
+from .timestamps import align_words, join_segments
 
 
 # What the user says to the language model: the recording, the task, and what is known about the recording.
@@ -20,6 +21,9 @@ DEFAULT_TRANSCRIPTION_TEMPLATE = (
 
 # For language models that were never trained to chat.
 DEFAULT_CHAT_TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
+
+# Seconds of silence at which one segment ends and the next begins.
+SEGMENT_PAUSE = 0.5
 
 # Names as they are written in prompts ("Spanish"), by code.
 LANGUAGE_CODE_TO_NAME = {code: name.title() for code, name in LANGUAGES.items()}
@@ -284,13 +288,73 @@ class LlmAsrProcessor(ProcessorMixin):
         target_lengths = torch.tensor([len(target) for target in targets])
         return BatchFeature({**inputs, "labels": labels, "target_lengths": target_lengths})
 
-    def decode(self, token_ids, skip_special_tokens: bool = True, **kwargs) -> str:
-        """Text of one row of generated tokens; special tokens are left out unless asked for."""
-        return self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens, **kwargs).strip()
+    def decode(
+        self,
+        token_ids,
+        skip_special_tokens: bool = True,
+        output_offsets: bool | str = False,
+        alphas: torch.Tensor | np.ndarray | None = None,
+        frame_period: float | None = None,
+        **kwargs,
+    ) -> str | dict:
+        """
+        Text of one row of generated tokens.
+
+        Args:
+            token_ids (`torch.LongTensor` or `list[int]`): Generated tokens.
+            skip_special_tokens (`bool`, *optional*, defaults to `True`): Whether special tokens are left out.
+            output_offsets (`bool` or `str`, *optional*, defaults to `False`):
+                `"word"` to say when each word was spoken, `True` for segments between pauses. Needs a projector with CIF.
+            alphas (`torch.Tensor` of shape `(num_frames,)`, *optional*):
+                CIF weights of the recording, as `generate(..., return_dict_in_generate=True)` returns them.
+            frame_period (`float`, *optional*):
+                Seconds from one weight to the next, `model.config.projector_frame_period`.
+            kwargs:
+                Passed on to the tokenizer.
+
+        Returns:
+            `str`, or with `output_offsets` `{"text": str, "offsets": [{"text": str, "timestamp": (start, end)}, ...]}` in
+            seconds.
+
+        Raises:
+            `ValueError`: If `output_offsets` is asked for without `alphas` and `frame_period`.
+        """
+        text = self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens, **kwargs).strip()
+        if not output_offsets:
+            return text
+        if output_offsets not in (True, "word"):
+            raise ValueError(f"`output_offsets` must be 'word', True or False, got {output_offsets!r}.")
+        if alphas is None or frame_period is None:
+            raise ValueError(
+                "`output_offsets` needs `alphas` and `frame_period`, which only projectors with CIF ('cif', 'moe_cif') have."
+            )
+        words, token_counts = self._split_words(token_ids)
+        times = align_words(token_counts, np.asarray(alphas, dtype=np.float64), frame_period)
+        offsets = [{"text": word, "timestamp": time} for word, time in zip(words, times, strict=True)]
+        return {
+            "text": text,
+            "offsets": offsets if output_offsets == "word" else join_segments(offsets, SEGMENT_PAUSE),
+        }
 
     def batch_decode(self, sequences, skip_special_tokens: bool = True, **kwargs) -> list[str]:
         """Text of each row of generated tokens; special tokens are left out unless asked for."""
         return [self.decode(row, skip_special_tokens=skip_special_tokens, **kwargs) for row in sequences]
+
+    def _split_words(self, token_ids) -> tuple[list[str], list[int]]:
+        """Words of generated tokens, split at white space, and the number of tokens of each."""
+        special = set(self.tokenizer.all_special_ids)
+        ids = [int(token_id) for token_id in token_ids if int(token_id) not in special]
+        words: list[str] = []
+        token_counts: list[int] = []
+        for count in range(1, len(ids) + 1):
+            # A token alone may be part of a character, so that words are counted in the text so far.
+            so_far = self.tokenizer.decode(ids[:count], skip_special_tokens=True).split()
+            if len(so_far) > len(words):
+                token_counts.append(0)
+            words = so_far
+            if token_counts:
+                token_counts[-1] += 1
+        return words, token_counts
 
     def _render_request(self, language: str | None, prompt: str | None) -> str:
         if prompt is not None and self.audio_token in prompt:
