@@ -3,11 +3,16 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from llm_asr.modeling.cif import ContinuousIntegrateAndFire, integrate_and_fire, quantity_loss
+from llm_asr.modeling.cif import (
+    ContinuousIntegrateAndFire,
+    integrate_and_fire,
+    integrate_and_fire_chunk,
+    quantity_loss,
+)
 
 
 # Drawn cases are the same in every run.
-MANY = settings(max_examples=100, deadline=None, derandomize=True)
+MANY = settings(max_examples=1000, deadline=None, derandomize=True)
 HIDDEN_SIZE = 3
 
 
@@ -323,7 +328,7 @@ def test_quantity_loss_without_any_target_is_finite():
 def test_untrained_module_fires_at_about_its_initial_rate(threshold):
     module = ContinuousIntegrateAndFire(8, 3, threshold, tail_threshold=0.5, initial_alpha=0.125)
     torch.nn.init.normal_(module.alpha_proj.weight, std=1e-3)
-    torch.nn.init.constant_(module.alpha_proj.bias, module.initial_alpha_bias)
+    torch.nn.init.constant_(module.alpha_proj.bias, module.alpha_proj.initial_bias)
     output = module(torch.randn(1, 80, 8), torch.ones(1, 80, dtype=torch.bool))
     torch.testing.assert_close(output.quantities, torch.tensor([10.0 / threshold]), rtol=0.02, atol=0)
 
@@ -338,3 +343,86 @@ def test_module_sees_no_padding():
     torch.testing.assert_close(inside.embeds, alone.embeds)
     torch.testing.assert_close(inside.alphas[:, :9], alone.alphas)
     assert not inside.alphas[:, 9:].any()
+
+
+def random_cuts(num_frames, generator):
+    num_cuts = int(torch.randint(0, 5, (), generator=generator))
+    cuts = torch.randint(0, num_frames + 1, (num_cuts,), generator=generator)
+    return [*sorted(cuts.tolist()), num_frames]
+
+
+@pytest.mark.parametrize("threshold", [1.0, 0.7])
+def test_chunks_fire_exactly_what_the_whole_fires(threshold):
+    """Bit by bit: the chunks add up in the order of the whole."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        num_frames = int(torch.randint(1, 60, (), generator=generator))
+        hidden_states = torch.randn(3, num_frames, 5, dtype=torch.float64, generator=generator)
+        scale = 2.5 * float(torch.rand((), generator=generator))
+        alphas = scale * torch.rand(3, num_frames, dtype=torch.float64, generator=generator)
+        whole = integrate_and_fire(hidden_states, alphas, threshold=threshold)
+        state, start = None, 0
+        embeds, times = [[], [], []], [[], [], []]
+        cuts = random_cuts(num_frames, generator)
+        for index, end in enumerate(cuts):
+            output, state = integrate_and_fire_chunk(
+                hidden_states[:, start:end],
+                alphas[:, start:end],
+                state,
+                threshold=threshold,
+                is_last=index == len(cuts) - 1,
+            )
+            start = end
+            lengths = output.lengths.tolist()
+            for row in range(3):
+                embeds[row].append(output.embeds.split(lengths)[row])
+                times[row].append(output.fire_times.split(lengths)[row])
+        assert torch.equal(torch.cat([torch.cat(row) for row in embeds]), whole.embeds)
+        assert torch.equal(torch.cat([torch.cat(row) for row in times]), whole.fire_times)
+        assert torch.equal(output.quantities, whole.quantities)
+
+
+def test_chunks_may_be_padded_and_rows_may_pause():
+    generator = torch.Generator().manual_seed(1)
+    hidden_states = torch.randn(1, 12, 4, generator=generator)
+    alphas = 0.6 * torch.rand(1, 12, generator=generator)
+    whole = integrate_and_fire(hidden_states, alphas)
+    garbage = torch.full((1, 3, 4), torch.nan)
+    mask = torch.tensor([[True] * 6 + [False] * 3])
+    first, state = integrate_and_fire_chunk(
+        torch.cat([hidden_states[:, :6], garbage], 1), torch.cat([alphas[:, :6], torch.ones(1, 3)], 1), None, mask
+    )
+    nothing, state = integrate_and_fire_chunk(garbage, torch.ones(1, 3), state, torch.zeros(1, 3))
+    assert nothing.lengths.tolist() == [0]
+    rest, _ = integrate_and_fire_chunk(hidden_states[:, 6:], alphas[:, 6:], state, is_last=True)
+    torch.testing.assert_close(torch.cat([first.embeds, rest.embeds]), whole.embeds)
+    torch.testing.assert_close(torch.cat([first.fire_times, rest.fire_times]), whole.fire_times)
+
+
+@pytest.mark.parametrize("seconds", [30, 600])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_drift_over_long_recordings(seconds, dtype):
+    """A constant weight of a tenth at 50 frames a second fires every ten frames, to the end."""
+    num_frames = 50 * seconds
+    hidden_states = torch.ones(1, num_frames, 2, dtype=dtype)
+    alphas = torch.full((1, num_frames), 0.1, dtype=torch.float32)
+    output = integrate_and_fire(hidden_states, alphas)
+    num_tokens = num_frames // 10
+    assert output.lengths.tolist() == [num_tokens]
+    torch.testing.assert_close(output.embeds.float(), torch.ones(num_tokens, 2), rtol=0, atol=1e-6)
+    expected = 10.0 * torch.arange(1, num_tokens + 1)
+    # A tenth in float32 is 1.5e-8 more than a tenth, which moves the last fire by so much of all the frames.
+    torch.testing.assert_close(output.fire_times, expected, rtol=0, atol=1e-3)
+    exact = integrate_and_fire(hidden_states, alphas, target_lengths=torch.tensor([num_tokens]))
+    torch.testing.assert_close(exact.embeds.float(), torch.ones(num_tokens, 2), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("smooth_factor", "noise_threshold"), [(1.0, 0.0), (1.5, 0.0), (1.0, 0.1), (2.0, 0.3)])
+def test_smoothing_and_noise_keep_the_initial_rate(smooth_factor, noise_threshold):
+    torch.manual_seed(0)
+    module = ContinuousIntegrateAndFire(8, 3, 1.0, 0.5, 0.16, smooth_factor, noise_threshold)
+    torch.nn.init.normal_(module.alpha_proj.weight, std=0.02)
+    torch.nn.init.constant_(module.alpha_proj.bias, module.alpha_proj.initial_bias)
+    output = module(torch.randn(2, 100, 8), torch.ones(2, 100, dtype=torch.bool))
+    assert output.alphas.mean().item() == pytest.approx(0.16, rel=0.1)
+    assert output.alphas.min() >= 0

@@ -173,3 +173,19 @@ def test_kernels_wider_than_the_recording(parts):
     together = model.model.projector(*pad_recordings(frames), torch.tensor([1, 4]))
     alone = model.model.projector(*pad_recordings(frames[:1]), torch.tensor([1]))
     torch.testing.assert_close(packed_parts(together, 0), packed_parts(alone, 0), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("projector_type", ["cif", "moe_cif"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"cif_threshold": 0.5}, {"conv_strides": [1]}, {"cif_smooth_factor": 1.5, "cif_noise_threshold": 0.05}],
+    ids=["default", "threshold", "stride", "smooth and noise"],
+)
+def test_a_new_projector_fires_the_expected_tokens_per_second(parts, projector_type, options):
+    model, _ = compose(parts, projector_type, expected_tokens_per_second=5.0, **options)
+    projector = model.model.projector
+    # What is left is the bias, on which the expectation stands.
+    torch.nn.init.zeros_(projector.cif.alpha_proj.weight)
+    output = projector(torch.randn(1, 100, 32), torch.ones(1, 100, dtype=torch.bool))
+    # 100 encoder frames are two seconds.
+    torch.testing.assert_close(output.quantities, torch.tensor([10.0]), rtol=1e-4, atol=0)

@@ -311,6 +311,23 @@ def quantity_loss(
     return (quantities - target_lengths).abs().sum() / num_tokens
 
 
+class AlphaProjection(nn.Linear):
+    """
+    The linear layer before the sigmoid of the weights. It is a class of its own because Transformers initialises a
+    module of foreign code only if it has parameters, and its bias sets the firing rate of an untrained model.
+
+    Args:
+        hidden_size (`int`): Channels of the frames.
+        initial_sigmoid (`float`): What the sigmoid gives on average before training.
+    """
+
+    def __init__(self, hidden_size: int, initial_sigmoid: float):
+        super().__init__(hidden_size, 1)
+        # A sigmoid cannot leave (0, 1), and at its ends it would not learn.
+        initial_sigmoid = min(max(initial_sigmoid, 0.01), 0.99)
+        self.initial_bias = math.log(initial_sigmoid / (1 - initial_sigmoid))
+
+
 class ContinuousIntegrateAndFire(nn.Module):
     """
     Predicts a weight for each frame and integrates the frames into embeddings.
@@ -341,11 +358,8 @@ class ContinuousIntegrateAndFire(nn.Module):
         self.tail_threshold = tail_threshold
         self.smooth_factor = smooth_factor
         self.noise_threshold = noise_threshold
-        # A sigmoid cannot leave (0, 1), and at its ends it would not learn.
-        initial_sigmoid = min(max((initial_alpha + noise_threshold) / smooth_factor, 0.01), 0.99)
-        self.initial_alpha_bias = math.log(initial_sigmoid / (1 - initial_sigmoid))
         self.conv = nn.Conv1d(hidden_size, hidden_size, kernel_size, padding=kernel_size // 2)
-        self.alpha_proj = nn.Linear(hidden_size, 1)
+        self.alpha_proj = AlphaProjection(hidden_size, (initial_alpha + noise_threshold) / smooth_factor)
 
     def forward(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor, target_lengths: torch.Tensor | None = None
@@ -358,6 +372,7 @@ class ContinuousIntegrateAndFire(nn.Module):
         """
         visible = hidden_states.masked_fill(~attention_mask[:, :, None], 0.0)
         context = F.relu(self.conv(visible.transpose(1, 2)).transpose(1, 2))
-        alphas = torch.sigmoid(self.alpha_proj(context).squeeze(-1).float())
+        logits = self.alpha_proj(context).squeeze(-1)
+        alphas = torch.sigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))
         alphas = F.relu(self.smooth_factor * alphas - self.noise_threshold)
         return integrate_and_fire(visible, alphas, attention_mask, self.threshold, target_lengths, self.tail_threshold)

@@ -18,7 +18,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .audio_tower import build_audio_tower, load_audio_tower, run_audio_tower
-from .cif import ContinuousIntegrateAndFire, quantity_loss
+from .cif import AlphaProjection, quantity_loss
 from .configuration_llm_asr import LlmAsrConfig, LlmAsrProjectorConfig
 from .merging import MergedInputs, find_audio_runs, merge_audio
 from .mixture_of_experts import Experts, TopKRouter, load_balancing_loss, router_z_loss
@@ -147,8 +147,8 @@ class LlmAsrPreTrainedModel(PreTrainedModel):
             init.normal_(module.down_proj, mean=0.0, std=std)
         elif isinstance(module, TopKRouter):
             init.normal_(module.weight, mean=0.0, std=std)
-        elif isinstance(module, ContinuousIntegrateAndFire):
-            init.constant_(module.alpha_proj.bias, module.initial_alpha_bias)
+        elif isinstance(module, AlphaProjection):
+            init.constant_(module.bias, module.initial_bias)
 
 
 def is_frozen(module: nn.Module) -> bool:
@@ -495,6 +495,7 @@ class LlmAsrForConditionalGeneration(LlmAsrPreTrainedModel, GenerationMixin):
             bos_token_id=processor.tokenizer.bos_token_id,
             eos_token_id=_all_eos_token_ids(processor.tokenizer, text_model.generation_config),
             pad_token_id=processor.tokenizer.pad_token_id,
+            suppress_tokens=[processor.audio_token_id],
             transcription_prompt_ids=processor.transcription_prompt_ids,
         )
         model = cls(config, audio_tower, text_model)
@@ -789,14 +790,16 @@ def _check_plain_head(text_model: PreTrainedModel) -> None:
     """Refuse a language model whose logits are more than a bias-free linear map of its last hidden state."""
     head = text_model.get_output_embeddings()
     input_ids = torch.arange(4, device=text_model.device)[None] % text_model.config.vocab_size
+    hidden_states = []
+    hook = text_model.base_model.register_forward_hook(lambda module, args, output: hidden_states.append(output[0]))
     was_training = text_model.training
     text_model.eval()
-    hidden_states = text_model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
     logits = text_model(input_ids=input_ids, use_cache=False).logits
     text_model.train(was_training)
+    hook.remove()
     is_plain = isinstance(head, nn.Linear) and head.bias is None
     # The same operations on the same numbers: a cap or a scale shows as the slightest difference.
-    if not is_plain or not torch.equal(head(hidden_states), logits):
+    if not is_plain or not torch.equal(head(hidden_states[0]), logits):
         raise ValueError(
             f"`text` is a {type(text_model).__name__}, whose logits are not a bias-free linear map of its hidden states "
             "(it scales, caps or shifts them); choose a language model with a plain head."

@@ -346,14 +346,22 @@ class LlmAsrProcessor(ProcessorMixin):
         ids = [int(token_id) for token_id in token_ids if int(token_id) not in special]
         words: list[str] = []
         token_counts: list[int] = []
+        num_spaces = 0
         for count in range(1, len(ids) + 1):
             # A token alone may be part of a character, so that words are counted in the text so far.
-            so_far = self.tokenizer.decode(ids[:count], skip_special_tokens=True).split()
-            if len(so_far) > len(words):
+            text = self.tokenizer.decode(ids[:count], skip_special_tokens=True)
+            is_space = text[-1:].isspace()
+            if len(text.split()) > len(words):
                 token_counts.append(0)
-            words = so_far
-            if token_counts:
-                token_counts[-1] += 1
+            words = text.split()
+            if is_space or not words:
+                # Spaces that are tokens of their own belong to the word they precede.
+                num_spaces += 1
+            else:
+                token_counts[-1] += num_spaces + 1
+                num_spaces = 0
+        if token_counts:
+            token_counts[-1] += num_spaces
         return words, token_counts
 
     def _render_request(self, language: str | None, prompt: str | None) -> str:

@@ -1,10 +1,12 @@
 """When words were spoken, read off the weights of Continuous Integrate-and-Fire."""
 
+import itertools
+
 import numpy as np
 
 
-# Tokens squared that a boundary within a full weight costs. Counts drift by a token or two over an utterance, while the
-# weights between words are next to nothing: a pause nearby is the better witness.
+# What a boundary within a full weight costs, against a word that is one token too heavy or too light. Words miss their
+# counts by a token now and then, while the weights between words are next to nothing: the pause is the better witness.
 PAUSE_PREFERENCE = 50.0
 
 # Weights below which a frame is no longer taken for speech, at the start and at the end of a word.
@@ -16,10 +18,9 @@ def align_words(token_counts: list[int], alphas: np.ndarray, frame_period: float
     """
     Start and end of each word.
 
-    CIF fires the `n`-th token when the weights add up to `n`, so the words' token counts say at which sums one word ends
-    and the next begins. The boundary is moved to the pause nearest in sum: it minimises
-    `(c_t - n)^2 + PAUSE_PREFERENCE * min(alpha_{t-1}, alpha_t)` over frames, where `c_t` is the weight before frame `t`,
-    scaled so that all the words' tokens fit. A word starts with the first frame of its span that has weight; half of the
+    A word of `n` tokens holds a weight of `n`, as CIF was trained to give it. The boundaries between words are those that
+    minimise, over all words, `(weight - n)^2 / n`, and over all boundaries, `PAUSE_PREFERENCE * min(alpha before, alpha
+    behind)`, found by dynamic programming. A word starts with the first frame of its span that has weight; half of the
     pause behind it counts to it, since speech fades more slowly than its weights.
 
     Args:
@@ -43,16 +44,9 @@ def align_words(token_counts: list[int], alphas: np.ndarray, frame_period: float
     weights = alphas[: weighing[-1] + 1].astype(np.float64)
     weights *= sum(token_counts) / weights.sum()
 
-    before = np.concatenate([[0.0], weights.cumsum()])
-    crossing = np.concatenate([[0.0], np.minimum(weights[:-1], weights[1:]), [0.0]])
-    # The last word ends with the last weight; only boundaries between words are looked for.
-    sums = np.cumsum(token_counts)[:-1]
-    costs = (before - sums[:, None]) ** 2 + PAUSE_PREFERENCE * crossing
-    boundaries = np.maximum.accumulate(costs.argmin(axis=1)) if len(sums) else np.zeros(0, dtype=int)
-    spans = np.stack([np.concatenate([[0], boundaries]), np.concatenate([boundaries, [len(weights)]])], axis=1)
-
+    boundaries = _place_boundaries(np.array(token_counts), weights)
     starts, ends = [], []
-    for first, last in spans:
+    for first, last in itertools.pairwise(boundaries):
         span = weights[first:last]
         onsets, offsets = np.flatnonzero(span > ONSET_WEIGHT), np.flatnonzero(span > OFFSET_WEIGHT)
         starts.append(first + (onsets[0] if len(onsets) else 0))
@@ -62,6 +56,36 @@ def align_words(token_counts: list[int], alphas: np.ndarray, frame_period: float
     ends[:-1] = np.maximum((ends[:-1] + starts[1:]) / 2, starts[:-1])
     ends = np.maximum(ends, starts)
     return [(float(start), float(end)) for start, end in zip(starts * frame_period, ends * frame_period, strict=True)]
+
+
+def _place_boundaries(token_counts: np.ndarray, weights: np.ndarray) -> list[int]:
+    """The frame that each word begins before, and the end of the last, as indices from 0 to `len(weights)`."""
+    before = np.concatenate([[0.0], weights.cumsum()])
+    crossing = np.concatenate([[np.inf], np.minimum(weights[:-1], weights[1:]), [np.inf]])
+    is_valley = (crossing[1:-1] <= crossing[:-2]) & (crossing[1:-1] <= crossing[2:])
+    places = np.concatenate([[0], np.flatnonzero(is_valley) + 1, [len(weights)]])
+    if len(places) <= len(token_counts):
+        places = np.arange(len(weights) + 1)
+
+    # cost[i] is the least cost of the words so far if the last of them ends at places[i].
+    cost = np.full(len(places), np.inf)
+    cost[0] = 0.0
+    masses = before[places][None, :] - before[places][:, None]
+    is_backwards = np.tri(len(places), k=-1, dtype=bool)
+    came_from = []
+    for index, count in enumerate(token_counts):
+        step = np.where(is_backwards, np.inf, cost[:, None] + (masses - count) ** 2 / count)
+        came_from.append(step.argmin(axis=0))
+        cost = step.min(axis=0)
+        if index < len(token_counts) - 1:
+            cost = cost + PAUSE_PREFERENCE * crossing[places]
+
+    place = len(places) - 1
+    boundaries = [int(places[place])]
+    for previous in reversed(came_from):
+        place = int(previous[place])
+        boundaries.append(int(places[place]))
+    return boundaries[::-1]
 
 
 def join_segments(words: list[dict], longest_pause: float) -> list[dict]:
