@@ -178,13 +178,14 @@ class _Runs:
     Which frames make up which token. A token is a run of consecutive frames; a pair is one frame of one run.
 
     `row` and `fire_times` are packed over tokens, `pair_*` and `overlaps` over pairs, and `starts` holds the first pair
-    of each token. `pair_fire` is the frame in which a pair's token fires.
+    of each token. `pair_token` is the token of a pair, and `pair_fire` the frame in which that token fires.
     """
 
     row: torch.Tensor
     fire_times: torch.Tensor
     starts: torch.Tensor
     pair_row: torch.Tensor
+    pair_token: torch.Tensor
     pair_frame: torch.Tensor
     pair_fire: torch.Tensor
     overlaps: torch.Tensor
@@ -266,7 +267,7 @@ def _find_runs(
         fire_ends, fire_weights = ends[row, fire], weights[row, fire]
         into_frame = (lower + 1 - fire_ends + fire_weights) / fire_weights.clamp(min=torch.finfo(ends.dtype).tiny)
         fire_times = fire + into_frame.clamp(0, 1)
-    return _Runs(row, fire_times, starts, pair_row, pair_frame, fire[pair_token], overlaps.clamp(min=0))
+    return _Runs(row, fire_times, starts, pair_row, pair_token, pair_frame, fire[pair_token], overlaps.clamp(min=0))
 
 
 def _sum_runs(
@@ -280,13 +281,44 @@ def _sum_runs(
         is_real = attention_mask[runs.pair_row, pair_frame] != 0
         pair_frame = torch.where(is_real, pair_frame, runs.pair_fire)
     dtype = torch.promote_types(hidden_states.dtype, torch.float32)
-    return F.embedding_bag(
+    frames = hidden_states.to(dtype).reshape(batch_size * num_frames, hidden_size)
+    pair_weights = pair_weights.to(dtype)
+    embeds = F.embedding_bag(
         runs.pair_row * num_frames + pair_frame,
-        hidden_states.to(dtype).reshape(batch_size * num_frames, hidden_size),
+        frames.detach(),
         runs.starts,
         mode="sum",
-        per_sample_weights=pair_weights.to(dtype),
+        per_sample_weights=pair_weights,
     )
+    if not (torch.is_grad_enabled() and frames.requires_grad):
+        return embeds
+    # Pairs in the order of tokens are in the order of frames too.
+    pairs_per_frame = torch.bincount(runs.pair_row * num_frames + runs.pair_frame, minlength=batch_size * num_frames)
+    frame_starts = pairs_per_frame.cumsum(0) - pairs_per_frame
+    return _FrameGradient.apply(embeds, frames, pair_weights.detach(), runs.pair_token, frame_starts)
+
+
+class _FrameGradient(torch.autograd.Function):
+    """
+    Returns `embeds` as they are and gives `frames` their gradient.
+
+    A frame belongs to a run of tokens as a token belongs to a run of frames, so that the gradient is a weighted sum over
+    runs as well, written once. The backward of `embedding_bag` would fill it with zeros and scatter into it.
+    """
+
+    @staticmethod
+    def forward(ctx, embeds, frames, pair_weights, pair_token, frame_starts):
+        ctx.save_for_backward(pair_weights, pair_token, frame_starts)
+        return embeds.view_as(embeds)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        pair_weights, pair_token, frame_starts = ctx.saved_tensors
+        grad_frames = F.embedding_bag(
+            pair_token, grad.contiguous(), frame_starts, mode="sum", per_sample_weights=pair_weights
+        )
+        return grad, grad_frames, None, None, None
 
 
 def quantity_loss(
