@@ -9,7 +9,7 @@ RUN ?= runs/demo-$(PROJECTOR)
 # QUICK=1 takes a third of the data, to see the whole path in minutes.
 ifdef QUICK
 COMPOSE_ARGS := --train-per-language 250 --validation-per-language 5 --test-per-language 20
-TRAIN_ARGS := --num_train_epochs 14 --eval_strategy no
+TRAIN_ARGS := --num_train_epochs 12 --eval_strategy no
 DEMO := $(DATA)/demo-quick
 else
 COMPOSE_ARGS := --train-per-language 800 --validation-per-language 20 --test-per-language 50
