@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
+import torch
 from tiny_models import compose, make_tokenizer, save_tiny_whisper
 from transformers import (
     AutomaticSpeechRecognitionPipeline,
@@ -90,7 +91,24 @@ def test_language_and_context_reach_the_prompt(transcriber, checkpoint, recordin
         transcriber(recordings[0], language="klingon")
 
 
-def test_a_model_in_memory_needs_its_processor(parts, recordings, expected):
+@pytest.mark.parametrize("audio", ["wav2vec2-bert", "parakeet"])
+def test_encoders_without_a_window_batch_features_of_any_length(parts, recordings, audio):
+    model, processor = compose(parts, "moe_cif", audio=audio)
+    made = LlmAsrPipeline(model=model, processor=processor)
+    tokens = model.generate(**processor.apply_transcription_request(recordings), **GENERATE)
+    for batch_size in (1, 3):
+        outputs = made(recordings, batch_size=batch_size, generate_kwargs=GENERATE)
+        assert texts(outputs) == processor.batch_decode(tokens)
+
+
+def test_half_precision(checkpoint, recordings):
+    made = pipeline(TASK, model=checkpoint, dtype=torch.bfloat16)
+    assert made.model.dtype == torch.bfloat16
+    for output in made(recordings, batch_size=3, return_timestamps="word", generate_kwargs=GENERATE):
+        assert [chunk["text"] for chunk in output["chunks"]] == output["text"].split()
+
+
+def test_a_model_in_memory_needs_its_processor(parts, recordings):
     model, processor = compose(parts, "moe_cif")
     model.config._name_or_path = ""
     model.name_or_path = ""
@@ -100,9 +118,10 @@ def test_a_model_in_memory_needs_its_processor(parts, recordings, expected):
         tokenizer=processor.tokenizer,
         feature_extractor=processor.feature_extractor,
         processor=processor,
-        pipeline_class=LlmAsrPipeline,
     )
-    assert len(texts(made(recordings, generate_kwargs=GENERATE))) == 3
+    assert type(made) is LlmAsrPipeline
+    tokens = model.generate(**processor.apply_transcription_request(recordings), **GENERATE)
+    assert texts(made(recordings, generate_kwargs=GENERATE)) == processor.batch_decode(tokens)
     with pytest.raises(ValueError, match="`processor` must be passed"):
         LlmAsrPipeline(model=model)
 
@@ -117,6 +136,9 @@ def test_decoding_is_greedy_unless_told(transcriber, recordings, expected):
     [
         ({"chunk_length_s": 2}, "`chunk_length_s` is not supported"),
         ({"return_timestamps": "char"}, "`return_timestamps` must be 'word', True or False, got 'char'"),
+        ({"stride_length_s": 1}, "`stride_length_s` is not supported"),
+        ({"decoder_kwargs": {}}, "`decoder_kwargs` is not supported"),
+        ({"num_return_sequences": 2, "num_beams": 2}, "`num_return_sequences` must be 1"),
     ],
 )
 def test_what_is_not_there_is_said(transcriber, recordings, options, message):
@@ -167,6 +189,7 @@ def test_other_models_keep_the_stock_pipeline(recordings, tmp_path):
     make_tokenizer().save_pretrained(tmp_path / "whisper")
     whisper = pipeline(TASK, model=str(tmp_path / "whisper"))
     assert type(whisper) is AutomaticSpeechRecognitionPipeline
+    assert isinstance(whisper(recordings[0], generate_kwargs=GENERATE)["text"], str)
 
     config = Wav2Vec2Config(
         vocab_size=300,

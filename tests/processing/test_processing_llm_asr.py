@@ -9,7 +9,7 @@ from transformers import AutoProcessor, WhisperFeatureExtractor
 from llm_asr import LlmAsrProcessor
 
 
-@pytest.fixture(params=["whisper", "wav2vec2-bert"])
+@pytest.fixture(params=["whisper", "wav2vec2-bert", "parakeet"])
 def any_processor(request, parts):
     return LlmAsrProcessor.from_audio_text_pretrained(parts[request.param], parts["qwen2"])
 
@@ -66,6 +66,29 @@ def test_features_are_the_same_alone_and_in_a_batch(any_processor, recordings):
         assert torch.equal(features[real], alone_features[real])
 
 
+def test_a_recording_that_is_taken_has_a_frame(any_processor):
+    """Otherwise the refusal would come from the model, after the whole batch was read."""
+    refusals = []
+    for samples in range(100, 1600, 100):
+        try:
+            inputs = any_processor(audio=np.full(samples, 0.1, dtype="float32"))
+        except ValueError as error:
+            refusals.append(str(error))
+        else:
+            assert inputs["input_features_mask"].sum() > 0, samples
+            assert inputs["input_features"].isfinite().all(), samples
+    assert 0 < len(refusals) < 15
+    assert all("less than one frame" in refusal for refusal in refusals)
+
+
+@pytest.mark.parametrize("max_audio_samples", [None, 80000])
+def test_the_feature_extractor_never_cuts_a_recording(processor, max_audio_samples):
+    """Whisper's cuts what its window of 3 s does not hold, unless told otherwise."""
+    unlimited = LlmAsrProcessor(processor.feature_extractor, processor.tokenizer, max_audio_samples=max_audio_samples)
+    four_seconds = np.full(64000, 0.1, dtype="float32")
+    assert unlimited(audio=four_seconds)["input_features_mask"].sum() == 400
+
+
 def test_audio_padding(processor, recordings):
     longest = processor(audio=recordings)
     assert longest["input_features"].shape == (3, 16, 210)
@@ -112,6 +135,20 @@ def test_context_may_differ_by_recording_but_not_bring_audio_tokens(processor, r
         processor.apply_transcription_request(recordings[:1], prompt="<|audio|>")
 
 
+def test_transcripts_may_not_bring_audio_tokens(processor, recordings):
+    with pytest.raises(ValueError, match="`transcription` must not contain the audio token"):
+        processor.apply_transcription_request(recordings[:1], transcription="one <|audio|>")
+
+
+def test_languages_and_contexts_are_strings(processor, recordings):
+    with pytest.raises(TypeError, match="`language` must be a string"):
+        processor.apply_transcription_request(recordings[:1], language=3)
+    with pytest.raises(TypeError, match="`prompt` must be a string"):
+        processor.apply_transcription_request(recordings[:1], prompt=3)
+    with pytest.raises(ValueError, match="klingon"):
+        processor.apply_transcription_request(recordings[:2], language=["es", "klingon"])
+
+
 def test_counts_must_match(processor, recordings):
     with pytest.raises(ValueError, match=r"`text` has 2 audio token\(s\) .* and `audio` has 1 recording\(s\)"):
         processor(text="<|audio|><|audio|>", audio=recordings[:1])
@@ -119,8 +156,12 @@ def test_counts_must_match(processor, recordings):
         processor(text="<|audio|>")
     with pytest.raises(ValueError, match=r"`transcription` has 1 entries for 2 prompt\(s\)"):
         processor.apply_transcription_request(recordings[:2], transcription="one")
+    with pytest.raises(ValueError, match=r"2 prompt for 3 audio sample\(s\)"):
+        processor.apply_transcription_request(recordings, prompt=["a date", None])
     with pytest.raises(ValueError, match="`audio` must contain at least one recording"):
         processor.apply_transcription_request([])
+    with pytest.raises(ValueError, match="`audio` must contain at least one recording"):
+        processor(audio=[])
     with pytest.raises(ValueError, match="Pass `text`, `audio`, or both"):
         processor()
     with pytest.raises(ValueError, match="`transcription` needs the `text`"):
@@ -175,6 +216,29 @@ def test_round_trip(processor, recordings, tmp_path):
     assert expected.keys() == reloaded.keys()
     assert all(torch.equal(expected[name], reloaded[name]) for name in expected)
     assert loaded.max_audio_samples == processor.max_audio_samples
+
+
+@pytest.mark.parametrize(("audio", "text"), [("whisper", "llama"), ("parakeet", "qwen2")])
+def test_round_trip_of_what_was_chosen_at_composition(parts, recordings, tmp_path, audio, text):
+    processor = LlmAsrProcessor.from_audio_text_pretrained(
+        parts[audio],
+        parts[text],
+        audio_token="<|speech|>",
+        chat_template="{% for message in messages %}[{{ message['content'] }}]{% endfor %}",
+        transcription_template="{{ audio_token }}{{ language or 'any' }}",
+    )
+    (prompt,) = processor.apply_transcription_request(recordings[:1], language="it", tokenize=False)
+    assert prompt == "[<|speech|>Italian]"
+    processor.save_pretrained(tmp_path)
+    loaded = AutoProcessor.from_pretrained(tmp_path)
+    assert loaded.transcription_prompt_ids == processor.transcription_prompt_ids
+    for name in ("audio_token", "audio_token_id", "samples_per_frame", "max_audio_samples", "sampling_rate"):
+        assert getattr(loaded, name) == getattr(processor, name), name
+    for name in ("pad_token_id", "eos_token_id", "padding_side"):
+        assert getattr(loaded.tokenizer, name) == getattr(processor.tokenizer, name), name
+    expected = processor.apply_transcription_request(recordings)
+    reloaded = loaded.apply_transcription_request(recordings)
+    assert all(torch.equal(expected[name], reloaded[name]) for name in expected)
 
 
 def test_the_stored_prompt_is_what_a_request_without_language_says(processor, recordings):
