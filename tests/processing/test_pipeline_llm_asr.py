@@ -189,7 +189,6 @@ def test_other_models_keep_the_stock_pipeline(recordings, tmp_path):
     make_tokenizer().save_pretrained(tmp_path / "whisper")
     whisper = pipeline(TASK, model=str(tmp_path / "whisper"))
     assert type(whisper) is AutomaticSpeechRecognitionPipeline
-    assert isinstance(whisper(recordings[0], generate_kwargs=GENERATE)["text"], str)
 
     config = Wav2Vec2Config(
         vocab_size=300,

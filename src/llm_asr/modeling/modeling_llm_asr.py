@@ -472,8 +472,7 @@ class LlmAsrForConditionalGeneration(LlmAsrPreTrainedModel, GenerationMixin):
         audio_tower = load_audio_tower(audio, audio_config, **audio_kwargs)
         text_model = AutoModelForCausalLM.from_pretrained(text, **text_kwargs)
         _check_plain_head(text_model)
-        if text_model.get_input_embeddings().num_embeddings <= processor.audio_token_id:
-            text_model.resize_token_embeddings(processor.audio_token_id + 1)
+        _make_room(text_model, processor.audio_token_id)
 
         config = cls.config_class(
             audio_config=audio_tower.config,
@@ -783,6 +782,17 @@ def _all_eos_token_ids(tokenizer, text_generation_config: GenerationConfig) -> i
     others = others if isinstance(others, list) else [others]
     token_ids = list(dict.fromkeys([tokenizer.eos_token_id, *(other for other in others if other is not None)]))
     return token_ids[0] if len(token_ids) == 1 else token_ids
+
+
+@torch.no_grad()
+def _make_room(text_model: PreTrainedModel, audio_token_id: int) -> None:
+    """Give the audio token a row in the embedding and the head: the mean of the others, so that it is always the same."""
+    num_embeddings = text_model.get_input_embeddings().num_embeddings
+    if audio_token_id < num_embeddings:
+        return
+    text_model.resize_token_embeddings(audio_token_id + 1, mean_resizing=False)
+    for layer in (text_model.get_input_embeddings(), text_model.get_output_embeddings()):
+        layer.weight[num_embeddings:] = layer.weight[:num_embeddings].mean(0)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from urllib.error import URLError
 from urllib.request import urlopen
 
 import numpy as np
@@ -38,8 +39,10 @@ def load_audio(source: AudioSource, sampling_rate: int) -> np.ndarray:
     if isinstance(source, (str, Path, bytes)):
         return _load_file(source, sampling_rate)
     if isinstance(source, torch.Tensor):
-        source = source.detach().cpu().numpy()
-    if isinstance(source, (list, tuple)) and source and isinstance(source[0], (int, float)):
+        source = source.detach().cpu()
+        # NumPy has no bfloat16.
+        source = (source.float() if source.is_floating_point() else source).numpy()
+    if isinstance(source, (list, tuple)) and (not source or isinstance(source[0], (int, float, np.generic))):
         source = np.asarray(source)
     if not isinstance(source, np.ndarray):
         raise TypeError(
@@ -49,20 +52,20 @@ def load_audio(source: AudioSource, sampling_rate: int) -> np.ndarray:
     return check_waveform(source)
 
 
-def check_waveform(waveform: np.ndarray) -> np.ndarray:
-    """`waveform` as float32, or a `ValueError` that says why it is no mono recording."""
+def check_waveform(waveform: np.ndarray, name: str = "`audio`") -> np.ndarray:
+    """`waveform` as float32, or a `ValueError` that says why `name` is no mono recording."""
     if waveform.ndim != 1:
         raise ValueError(
-            f"`audio` must be mono, of shape (num_samples,), got {tuple(waveform.shape)}; average its channels first."
+            f"{name} must be mono, of shape (num_samples,), got {tuple(waveform.shape)}; average its channels first."
         )
     if not np.issubdtype(waveform.dtype, np.floating):
         raise ValueError(
-            f"`audio` must hold floating point samples in [-1, 1], got {waveform.dtype}; divide integers by full scale."
+            f"{name} must hold floating point samples in [-1, 1], got {waveform.dtype}; divide integers by full scale."
         )
     if waveform.size == 0:
-        raise ValueError("`audio` is empty; remove it.")
+        raise ValueError(f"{name} is empty; remove it.")
     if not np.isfinite(waveform).all():
-        raise ValueError("`audio` holds NaN or infinite samples; repair or remove it.")
+        raise ValueError(f"{name} holds NaN or infinite samples; repair or remove it.")
     return waveform.astype(np.float32, copy=False)
 
 
@@ -72,11 +75,14 @@ def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
 
 
 def _load_dict(source: dict, sampling_rate: int) -> np.ndarray:
-    waveform = source.get("array", source.get("raw"))
+    waveform = source["raw"] if source.get("array") is None and "raw" in source else source.get("array")
     if waveform is not None:
         if "sampling_rate" not in source:
             raise ValueError("`audio` given as a dict with `array` or `raw` needs its `sampling_rate` too.")
-        return resample(load_audio(waveform, sampling_rate), source["sampling_rate"], sampling_rate)
+        rate = source["sampling_rate"]
+        if not isinstance(rate, (int, float, np.number)) or rate <= 0:
+            raise ValueError(f"`sampling_rate` must be a positive number, got {rate!r}.")
+        return resample(load_audio(waveform, sampling_rate), rate, sampling_rate)
     encoded = source.get("bytes") or source.get("path")
     if encoded is None:
         raise ValueError(
@@ -89,8 +95,11 @@ def _load_dict(source: dict, sampling_rate: int) -> np.ndarray:
 def _load_file(source: str | Path | bytes, sampling_rate: int) -> np.ndarray:
     name = "the given bytes" if isinstance(source, bytes) else f"{str(source)!r}"
     if isinstance(source, str) and source.startswith(("http://", "https://")):
-        with urlopen(source) as response:
-            source = response.read()
+        try:
+            with urlopen(source) as response:
+                source = response.read()
+        except URLError as error:
+            raise ValueError(f"`audio` cannot be fetched from {name}: {error}.") from error
     if not isinstance(source, bytes) and not Path(source).is_file():
         raise ValueError(f"`audio` file {name} does not exist.")
     try:
@@ -102,7 +111,7 @@ def _load_file(source: str | Path | bytes, sampling_rate: int) -> np.ndarray:
             f"`audio` cannot be read from {name}: {error}. Is it an audio file? libsndfile reads WAV, FLAC, OGG and MP3; "
             "convert others first."
         ) from error
-    return resample(check_waveform(waveform.mean(axis=1)), file_rate, sampling_rate)
+    return resample(check_waveform(waveform.mean(axis=1), f"`audio` in {name}"), file_rate, sampling_rate)
 
 
 __all__ = ["AudioSource", "check_waveform", "load_audio", "resample"]

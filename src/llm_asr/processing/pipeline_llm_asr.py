@@ -48,11 +48,12 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
             **kwargs,
         )
 
-    def _sanitize_parameters(self, language=None, prompt=None, return_timestamps=None, chunk_length_s=None, **kwargs):
-        if chunk_length_s:
-            raise ValueError(
-                "`chunk_length_s` is not supported: split recordings that the speech encoder cannot take."
-            )
+    def _sanitize_parameters(self, language=None, prompt=None, return_timestamps=None, **kwargs):
+        for name in ("chunk_length_s", "stride_length_s", "decoder_kwargs"):
+            if kwargs.pop(name, None) is not None:
+                raise ValueError(f"`{name}` is not supported: a recording is transcribed as a whole; split long ones.")
+        if {**kwargs.get("generate_kwargs", {}), **kwargs}.get("num_return_sequences", 1) != 1:
+            raise ValueError("`num_return_sequences` must be 1: a recording has one transcript.")
         if return_timestamps not in (None, False, True, "word"):
             raise ValueError(f"`return_timestamps` must be 'word', True or False, got {return_timestamps!r}.")
         if return_timestamps and not self.model.config.projector_config.uses_cif:

@@ -2,7 +2,8 @@
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoFeatureExtractor, AutoTokenizer
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoConfig, AutoFeatureExtractor, AutoTokenizer, WhisperFeatureExtractor
 from transformers.audio_utils import prepare_language_inputs
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
@@ -195,6 +196,8 @@ class LlmAsrProcessor(ProcessorMixin):
         if transcription is not None and text is None:
             raise ValueError("`transcription` needs the `text` of the prompt that it answers.")
         audio = None if audio is None else _as_list(audio)
+        if audio is not None and not audio:
+            raise ValueError("`audio` must contain at least one recording.")
         prompts = None if text is None else _as_list(text)
         if prompts is not None:
             num_audio_tokens = sum(prompt.count(self.audio_token) for prompt in prompts)
@@ -277,6 +280,8 @@ class LlmAsrProcessor(ProcessorMixin):
         transcripts = _as_list(transcription)
         if len(transcripts) != len(text):
             raise ValueError(f"`transcription` has {len(transcripts)} entries for {len(text)} prompt(s).")
+        if any(self.audio_token in transcript for transcript in transcripts):
+            raise ValueError(f"`transcription` must not contain the audio token {self.audio_token!r}.")
         # Tokenized apart from the prompt, so that a transcript has the same tokens whatever precedes it.
         targets = [self._tokenize(transcript) for transcript in transcripts]
         answers = [[*target, self.tokenizer.eos_token_id] for target in targets]
@@ -405,21 +410,46 @@ class LlmAsrProcessor(ProcessorMixin):
                 waveforms.append(self.load_recording(source))
             except ValueError as error:
                 raise ValueError(f"Recording {index}: {error}") from error
-        # Whisper's features of the last frames depend on what follows them, so a recording is always given the same
-        # 30 s window, alone or in a batch, and what no recording fills is cut afterwards.
-        has_window = self.max_audio_samples is not None
+        if isinstance(self.feature_extractor, WhisperFeatureExtractor):
+            input_features, mask = self._whisper_features(waveforms)
+            if audio_padding == "longest":
+                longest = int(mask.sum(-1).max())
+                input_features, mask = input_features[..., :longest], mask[:, :longest]
+        else:
+            input_features, mask = self._other_features(waveforms)
+        return {"input_features": input_features, "input_features_mask": mask}
+
+    def _whisper_features(self, waveforms: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+        # The features of the last frames depend on what follows them, so a recording is always given the same 30 s window,
+        # alone or in a batch. Left to itself, the feature extractor would cut what its window does not hold.
         features = self.feature_extractor(
             waveforms,
             sampling_rate=self.sampling_rate,
-            padding="max_length" if has_window else True,
+            padding="max_length",
+            max_length=max(self.feature_extractor.n_samples, *map(len, waveforms)),
+            truncation=False,
             return_attention_mask=True,
             return_tensors="pt",
         )
-        input_features, mask = features["input_features"], features["attention_mask"].long()
-        if has_window and audio_padding == "longest":
-            longest = int(mask.sum(-1).max())
-            input_features, mask = input_features[..., :longest], mask[:, :longest]
-        return {"input_features": input_features, "input_features_mask": mask}
+        return features["input_features"], features["attention_mask"].long()
+
+    def _other_features(self, waveforms: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+        # One by one, because a feature extractor may let a recording's last frames see the padding of a batch.
+        rows = []
+        for index, waveform in enumerate(waveforms):
+            features = self.feature_extractor(
+                waveform, sampling_rate=self.sampling_rate, return_attention_mask=True, return_tensors="pt"
+            )
+            row = features["input_features"][0][features["attention_mask"][0].bool()]
+            if not len(row) or not row.isfinite().all():
+                raise ValueError(
+                    f"Recording {index}: `audio` has {len(waveform)} samples, less than one frame of the feature extractor; "
+                    "remove it."
+                )
+            rows.append(row)
+        lengths = torch.tensor([len(row) for row in rows])
+        mask = torch.arange(int(lengths.max())) < lengths[:, None]
+        return pad_sequence(rows, batch_first=True), mask.long()
 
 
 def _as_list(value) -> list:
