@@ -1,5 +1,7 @@
 """Writers of tiny random speech encoders and language models with their preprocessing."""
 
+import json
+
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -23,6 +25,7 @@ from transformers import (
     WhisperConfig,
     WhisperFeatureExtractor,
     WhisperForConditionalGeneration,
+    WhisperTokenizer,
 )
 
 from llm_asr import LlmAsrForConditionalGeneration, LlmAsrProcessor
@@ -120,6 +123,14 @@ def make_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedToken
         pad_token="<|endoftext|>",
         chat_template=chat_template,
     )
+
+
+def make_whisper_tokenizer() -> WhisperTokenizer:
+    """With the control tokens that Whisper's timestamps are told by."""
+    vocabulary = json.loads(make_tokenizer().backend_tokenizer.to_str())["model"]
+    tokenizer = WhisperTokenizer(vocab=vocabulary["vocab"], merges=[tuple(merge) for merge in vocabulary["merges"]])
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|startoftranscript|>", "<|notimestamps|>"]})
+    return tokenizer
 
 
 def _text_sizes(tokenizer: PreTrainedTokenizerFast) -> dict:

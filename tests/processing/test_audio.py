@@ -26,6 +26,14 @@ def address(tmp_path):
         def __init__(self, *args):
             super().__init__(*args, directory=str(tmp_path))
 
+        def do_GET(self):
+            if self.path != "/cut-short.wav":
+                return super().do_GET()
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b"RIFF")
+
         def log_message(self, *args):
             pass
 
@@ -113,8 +121,9 @@ def test_an_address_without_a_recording_is_named(tmp_path, address):
     (tmp_path / "page.html").write_text("no audio")
     with pytest.raises(ValueError, match=r"cannot be read from 'http://.*page.html'"):
         load_audio(f"{address}/page.html", 16000)
-    with pytest.raises(ValueError, match=r"'http://.*nowhere.wav'"):
-        load_audio(f"{address}/nowhere.wav", 16000)
+    for name in ("nowhere.wav", "cut-short.wav"):
+        with pytest.raises(ValueError, match=rf"'http://.*{name}'"):
+            load_audio(f"{address}/{name}", 16000)
 
 
 @pytest.mark.parametrize(
@@ -125,6 +134,7 @@ def test_an_address_without_a_recording_is_named(tmp_path, address):
         (np.zeros(0, dtype="float32"), "is empty; remove it"),
         (np.array([0.1, np.nan]), "NaN or infinite"),
         (np.array([0.1, np.inf]), "NaN or infinite"),
+        (np.array([0.1, 1e300]), "NaN or infinite"),
         (np.zeros((2, 100)), r"must be mono, of shape \(num_samples,\), got \(2, 100\)"),
         (torch.zeros(2, 100), r"must be mono, of shape \(num_samples,\), got \(2, 100\)"),
         (np.array(0.1), r"must be mono, of shape \(num_samples,\), got \(\)"),
@@ -138,6 +148,7 @@ def test_an_address_without_a_recording_is_named(tmp_path, address):
         ({"array": np.zeros(100), "sampling_rate": None}, "`sampling_rate` must be a positive number, got None"),
         ({"array": np.zeros(100), "sampling_rate": "16000"}, "`sampling_rate` must be a positive number, got '16000'"),
         ({"array": np.zeros(100), "sampling_rate": 0}, "`sampling_rate` must be a positive number, got 0"),
+        ({"array": np.zeros(100), "sampling_rate": np.inf}, "`sampling_rate` must be a positive number, got inf"),
         ({"sampling_rate": 16000}, "needs `array`"),
         ({"path": None, "bytes": None}, "needs `array`"),
     ],

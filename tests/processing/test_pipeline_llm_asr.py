@@ -5,11 +5,12 @@ import pytest
 import soundfile
 import soxr
 import torch
-from tiny_models import compose, make_tokenizer, save_tiny_whisper
+from tiny_models import compose, make_tokenizer, make_whisper_tokenizer, save_tiny_whisper
 from transformers import (
     AutomaticSpeechRecognitionPipeline,
     AutoModelForSpeechSeq2Seq,
     AutoProcessor,
+    GenerationConfig,
     Wav2Vec2Config,
     Wav2Vec2FeatureExtractor,
     Wav2Vec2ForCTC,
@@ -126,6 +127,11 @@ def test_a_model_in_memory_needs_its_processor(parts, recordings):
         LlmAsrPipeline(model=model)
 
 
+def test_whatever_the_caller_wants_of_generate_a_text_comes_back(transcriber, recordings, expected):
+    options = {"return_dict_in_generate": True, "output_scores": True, **GENERATE}
+    assert transcriber(recordings[0], generate_kwargs=options)["text"] == expected[0]
+
+
 def test_decoding_is_greedy_unless_told(transcriber, recordings, expected):
     assert transcriber(recordings[0], **GENERATE)["text"] == expected[0]
     assert transcriber(recordings[0], num_beams=3, **GENERATE)["text"] != expected[0]
@@ -139,6 +145,10 @@ def test_decoding_is_greedy_unless_told(transcriber, recordings, expected):
         ({"stride_length_s": 1}, "`stride_length_s` is not supported"),
         ({"decoder_kwargs": {}}, "`decoder_kwargs` is not supported"),
         ({"num_return_sequences": 2, "num_beams": 2}, "`num_return_sequences` must be 1"),
+        (
+            {"generation_config": GenerationConfig(num_return_sequences=2, num_beams=2, max_new_tokens=8)},
+            "`num_return_sequences` must be 1",
+        ),
     ],
 )
 def test_what_is_not_there_is_said(transcriber, recordings, options, message):
@@ -186,9 +196,10 @@ def test_the_stock_pipeline_transcribes_too(checkpoint, recordings, expected):
 
 def test_other_models_keep_the_stock_pipeline(recordings, tmp_path):
     save_tiny_whisper(str(tmp_path / "whisper"))
-    make_tokenizer().save_pretrained(tmp_path / "whisper")
+    make_whisper_tokenizer().save_pretrained(tmp_path / "whisper")
     whisper = pipeline(TASK, model=str(tmp_path / "whisper"))
     assert type(whisper) is AutomaticSpeechRecognitionPipeline
+    assert isinstance(whisper(recordings[0], generate_kwargs=GENERATE)["text"], str)
 
     config = Wav2Vec2Config(
         vocab_size=300,

@@ -140,7 +140,15 @@ def test_transcripts_may_not_bring_audio_tokens(processor, recordings):
         processor.apply_transcription_request(recordings[:1], transcription="one <|audio|>")
 
 
-def test_languages_and_contexts_are_strings(processor, recordings):
+def test_a_list_of_numbers_is_one_recording(processor, recordings):
+    expected = processor(audio=recordings[0])
+    for numbers in (recordings[0].tolist(), list(recordings[0])):
+        assert torch.equal(processor(audio=numbers)["input_features"], expected["input_features"])
+
+
+def test_languages_contexts_and_transcripts_are_strings(processor, recordings):
+    with pytest.raises((TypeError, ValueError), match="`transcription`"):
+        processor.apply_transcription_request(recordings[:2], transcription=["one", None])
     with pytest.raises(TypeError, match="`language` must be a string"):
         processor.apply_transcription_request(recordings[:1], language=3)
     with pytest.raises(TypeError, match="`prompt` must be a string"):

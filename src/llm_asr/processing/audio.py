@@ -1,8 +1,9 @@
 """Reading recordings: anything a user may hand over becomes a mono waveform at the wanted sampling rate."""
 
 import io
+import math
+from http.client import HTTPException
 from pathlib import Path
-from urllib.error import URLError
 from urllib.request import urlopen
 
 import numpy as np
@@ -64,9 +65,12 @@ def check_waveform(waveform: np.ndarray, name: str = "`audio`") -> np.ndarray:
         )
     if waveform.size == 0:
         raise ValueError(f"{name} is empty; remove it.")
+    # Finite numbers of float64 may not be finite in float32.
+    with np.errstate(over="ignore"):
+        waveform = waveform.astype(np.float32, copy=False)
     if not np.isfinite(waveform).all():
         raise ValueError(f"{name} holds NaN or infinite samples; repair or remove it.")
-    return waveform.astype(np.float32, copy=False)
+    return waveform
 
 
 def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
@@ -80,7 +84,7 @@ def _load_dict(source: dict, sampling_rate: int) -> np.ndarray:
         if "sampling_rate" not in source:
             raise ValueError("`audio` given as a dict with `array` or `raw` needs its `sampling_rate` too.")
         rate = source["sampling_rate"]
-        if not isinstance(rate, (int, float, np.number)) or rate <= 0:
+        if not isinstance(rate, (int, float, np.number)) or not 0 < rate < math.inf:
             raise ValueError(f"`sampling_rate` must be a positive number, got {rate!r}.")
         return resample(load_audio(waveform, sampling_rate), rate, sampling_rate)
     encoded = source.get("bytes") or source.get("path")
@@ -98,7 +102,7 @@ def _load_file(source: str | Path | bytes, sampling_rate: int) -> np.ndarray:
         try:
             with urlopen(source) as response:
                 source = response.read()
-        except URLError as error:
+        except (OSError, HTTPException) as error:
             raise ValueError(f"`audio` cannot be fetched from {name}: {error}.") from error
     if not isinstance(source, bytes) and not Path(source).is_file():
         raise ValueError(f"`audio` file {name} does not exist.")

@@ -52,7 +52,10 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
         for name in ("chunk_length_s", "stride_length_s", "decoder_kwargs"):
             if kwargs.pop(name, None) is not None:
                 raise ValueError(f"`{name}` is not supported: a recording is transcribed as a whole; split long ones.")
-        if {**kwargs.get("generate_kwargs", {}), **kwargs}.get("num_return_sequences", 1) != 1:
+        options = {**kwargs.get("generate_kwargs", {}), **kwargs}
+        if "generation_config" in options:
+            options = {**options["generation_config"].to_diff_dict(), **options}
+        if options.get("num_return_sequences", 1) != 1:
             raise ValueError("`num_return_sequences` must be 1: a recording has one transcript.")
         if return_timestamps not in (None, False, True, "word"):
             raise ValueError(f"`return_timestamps` must be 'word', True or False, got {return_timestamps!r}.")
@@ -79,7 +82,7 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
     def _forward(self, model_inputs, **generate_kwargs):
         is_last = model_inputs.pop("is_last")
         outputs = self.model.generate(
-            **model_inputs, **self._prepare_generate_kwargs(generate_kwargs), return_dict_in_generate=True
+            **model_inputs, **self._prepare_generate_kwargs(generate_kwargs, return_dict_in_generate=True)
         )
         tokens_and_weights = {"tokens": outputs.sequences}
         if outputs.alphas is not None:

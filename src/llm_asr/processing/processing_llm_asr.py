@@ -280,6 +280,9 @@ class LlmAsrProcessor(ProcessorMixin):
         transcripts = _as_list(transcription)
         if len(transcripts) != len(text):
             raise ValueError(f"`transcription` has {len(transcripts)} entries for {len(text)} prompt(s).")
+        for transcript in transcripts:
+            if not isinstance(transcript, str):
+                raise TypeError(f"`transcription` must be a string for each prompt, got {transcript!r}.")
         if any(self.audio_token in transcript for transcript in transcripts):
             raise ValueError(f"`transcription` must not contain the audio token {self.audio_token!r}.")
         # Tokenized apart from the prompt, so that a transcript has the same tokens whatever precedes it.
@@ -453,7 +456,7 @@ class LlmAsrProcessor(ProcessorMixin):
 
 
 def _as_list(value) -> list:
-    if isinstance(value, (list, tuple)) and not (value and isinstance(value[0], (int, float))):
+    if isinstance(value, (list, tuple)) and not (value and isinstance(value[0], (int, float, np.number))):
         return list(value)
     return [value]
 
