@@ -1,14 +1,16 @@
 """
 Transcribe a dataset with a checkpoint and report error rates by language; with CIF, also how exact its token counts and
-word boundaries are and how much it compresses.
+word boundaries are and how much it compresses; with experts, also which of them work for which languages.
 
     python examples/evaluate.py --model runs/demo --dataset data/demo/test.jsonl
 """
 
 import argparse
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -17,7 +19,9 @@ from transformers import Pipeline, pipeline
 
 from llm_asr import LlmAsrProjectorConfig
 from llm_asr.evaluation.alignment import boundary_errors, length_report
+from llm_asr.evaluation.expert_usage import expert_usage, plot_expert_usage
 from llm_asr.evaluation.metrics import error_rates
+from llm_asr.modeling.expert_balance import count_expert_load
 from llm_asr.training.datasets_asr import load_asr_dataset
 
 
@@ -38,20 +42,30 @@ def transcribe(transcriber: Pipeline, recordings: list, batch_size: int, languag
     return outputs
 
 
+@dataclass
+class AudioMeasures:
+    """What the projector made of each recording."""
+
+    lengths: list[int] = field(default_factory=list)
+    durations: list[float] = field(default_factory=list)
+    expert_load: list[list[float]] = field(default_factory=list)
+
+
 @torch.no_grad()
-def measure_lengths(
-    transcriber: Pipeline, recordings: list, texts: list[str], batch_size: int, languages: list[str] | None
-) -> dict[str, dict[str, float]]:
-    """CIF's token counts against those of the transcripts; see [`length_report`]."""
+def measure_audio(transcriber: Pipeline, recordings: list, batch_size: int) -> AudioMeasures:
+    """Embeddings, seconds and, with experts, their load, of each recording."""
     model, processor = transcriber.model, transcriber.processor
-    predicted, durations = [], []
-    for start in tqdm(range(0, len(recordings), batch_size), desc="Counting tokens", unit="batch"):
+    measures = AudioMeasures()
+    for start in tqdm(range(0, len(recordings), batch_size), desc="Projecting", unit="batch"):
         waveforms = [processor.load_recording(source) for source in recordings[start : start + batch_size]]
-        durations += [len(waveform) / processor.sampling_rate for waveform in waveforms]
-        predicted += model.get_audio_features(**processor(audio=waveforms).to(model.device)).audio_lengths.tolist()
-    targets = processor.tokenize_requests([""] * len(texts), texts)["target_lengths"].tolist()
-    fixed_rate = model.config.audio_frame_rate / LlmAsrProjectorConfig(projector_type="conv").downsampling
-    return length_report(predicted, targets, durations, languages, fixed_rate)
+        measures.durations += [len(waveform) / processor.sampling_rate for waveform in waveforms]
+        outputs = model.get_audio_features(**processor(audio=waveforms).to(model.device))
+        lengths = outputs.audio_lengths.tolist()
+        measures.lengths += lengths
+        if outputs.router_logits is not None:
+            routing = zip(outputs.router_logits.split(lengths), outputs.selected_experts.split(lengths), strict=True)
+            measures.expert_load += [count_expert_load(*rows).tolist() for rows in routing]
+    return measures
 
 
 def boundary_report(rows: list[dict], outputs: list[dict]) -> dict[str, dict[str, float]]:
@@ -91,6 +105,16 @@ def print_report(report: dict[str, dict[str, float]], title: str, headers: dict[
     console.print(table)
 
 
+def print_usage(usage: dict, console: Console) -> None:
+    """Shares of frames, a row for each language and a column for each expert."""
+    num_experts = len(usage["shares"]["all"])
+    title = f"Share of frames by expert, % (mutual information {usage['mutual_information']:.2f} bits)"
+    table = Table("language", *map(str, range(num_experts)), "entropy", title=title)
+    for language, shares in usage["shares"].items():
+        table.add_row(language, *(f"{100 * share:.1f}" for share in shares), f"{usage['entropy'][language]:.2f}")
+    console.print(table)
+
+
 def by_language(rates: dict[str, float], rows: list[dict]) -> dict[str, dict[str, float]]:
     """Error rates in the form of the other reports."""
     languages = [name.removeprefix("wer_") for name in rates if name.startswith("wer_")]
@@ -113,7 +137,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--tell-language", action="store_true", help="Name each recording's language in the prompt.")
     parser.add_argument("--examples", type=int, default=3, help="Recordings to show of each language.")
-    parser.add_argument("--output", type=Path, help="JSON file for error rates and hypotheses.")
+    parser.add_argument("--output", type=Path, help="JSON file for all of it and hypotheses.")
     args = parser.parse_args()
 
     dataset = load_asr_dataset(args.dataset, split=args.split)
@@ -134,8 +158,12 @@ def main() -> None:
     print_report(
         report["error_rates"], "Error rates", {"recordings": "recordings", "wer": "WER %", "cer": "CER %"}, console
     )
-    if transcriber.model.config.projector_config.uses_cif:
-        report["lengths"] = measure_lengths(transcriber, recordings, texts, args.batch_size, languages)
+    config = transcriber.model.config
+    measures = measure_audio(transcriber, recordings, args.batch_size)
+    if config.projector_config.uses_cif:
+        targets = transcriber.processor.tokenize_requests([""] * len(texts), texts)["target_lengths"].tolist()
+        fixed_rate = config.audio_frame_rate / LlmAsrProjectorConfig(projector_type="conv").downsampling
+        report["lengths"] = length_report(measures.lengths, targets, measures.durations, languages, fixed_rate)
         headers = {
             "length_error": "length error %",
             "embeddings_per_second": "embeddings/s",
@@ -146,6 +174,10 @@ def main() -> None:
             report["boundaries"] = boundary_report(rows, outputs)
             headers = {"recordings": "recordings", "boundary_error_ms": "mean error (ms)"}
             print_report(report["boundaries"], "Word boundaries where all words are right", headers, console)
+    if measures.expert_load:
+        usage = expert_usage(np.array(measures.expert_load), languages)
+        report["expert_usage"] = {"projector.moe": usage}
+        print_usage(usage, console)
     if args.output is not None:
         named = [name for name in ("id", "language", "text") if name in dataset.column_names]
         report["recordings"] = [
@@ -153,6 +185,8 @@ def main() -> None:
         ]
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
+        for layer, usage in report.get("expert_usage", {}).items():
+            plot_expert_usage(usage, args.output.with_name(f"{args.output.stem}-{layer}.png"))
 
 
 if __name__ == "__main__":

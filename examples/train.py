@@ -21,6 +21,7 @@ from llm_asr.evaluation.metrics import ErrorRates
 from llm_asr.training.arguments import DataArguments, LlmAsrTrainingArguments, ModelArguments
 from llm_asr.training.data_collator import LlmAsrDataCollator
 from llm_asr.training.datasets_asr import load_asr_dataset
+from llm_asr.training.expert_usage_callback import ExpertUsageCallback
 from llm_asr.training.feature_cache import cache_audio_hidden_states
 from llm_asr.training.lora import add_lora
 from llm_asr.training.trainer import LlmAsrTrainer
@@ -109,6 +110,8 @@ def main(argv: list[str]) -> None:
         compute_metrics=ErrorRates(processor, languages),
     )
 
+    if model.config.projector_config.uses_experts:
+        trainer.add_callback(ExpertUsageCallback(trainer))
     if training_args.do_train:
         checkpoint = training_args.resume_from_checkpoint
         if checkpoint in ("true", "True", True):

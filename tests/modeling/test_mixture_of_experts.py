@@ -2,24 +2,39 @@ import pytest
 import torch
 from transformers.activations import ACT2FN
 
-from llm_asr.modeling.mixture_of_experts import (
-    MixtureOfExperts,
-    grouped_matmul,
-    load_balancing_loss,
-    router_z_loss,
-)
+from llm_asr import LlmAsrConfig, LlmAsrProjectorConfig
+from llm_asr.modeling.mixture_of_experts import grouped_matmul, mean_of_recordings
+from llm_asr.modeling.projector_llm_asr import build_experts
 
 
 # Multiples of four, so that float32 rows begin at multiples of 16 bytes and the grouped kernel runs.
-SIZES = {"in_size": 8, "expert_hidden_size": 12, "out_size": 16}
+SIZES = {"hidden_size": 8, "expert_hidden_size": 12, "out_size": 16}
 
 
-def make_experts(dtype=torch.float64, **options):
-    defaults = {**SIZES, "num_experts": 5, "num_experts_per_tok": 2, "num_shared_experts": 0, "norm_topk_prob": True}
-    moe = MixtureOfExperts(**{**defaults, **options}, hidden_act="gelu")
+def make_experts(dtype=torch.float64, seed=0, **options):
+    options = {
+        **SIZES,
+        "num_experts": 5,
+        "num_experts_per_tok": 2,
+        "hidden_act": "gelu",
+        **options,
+    }
+    out_size = options.pop("out_size")
+    config = LlmAsrConfig(
+        text_config={"model_type": "qwen2", "hidden_size": out_size},
+        projector_config=LlmAsrProjectorConfig(projector_type="moe", **options),
+    )
+    moe = build_experts(config)
+    torch.manual_seed(seed)
     for parameter in moe.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
-    return moe.to(dtype)
+    return moe.to(dtype).eval()
+
+
+def route(moe, frames, lengths=None):
+    """Outputs and router logits of frames that are one recording, unless told."""
+    outputs, routing = moe(frames, torch.tensor([len(frames)] if lengths is None else lengths))
+    return outputs, routing.router_logits
 
 
 def apply_naively(moe, frames):
@@ -55,7 +70,7 @@ def test_equals_a_loop_over_frames_and_experts(num_experts_per_tok, num_shared_e
         num_experts_per_tok=num_experts_per_tok, num_shared_experts=num_shared_experts, norm_topk_prob=norm_topk_prob
     )
     frames = torch.randn(23, 8, dtype=torch.float64, requires_grad=True)
-    outputs, _ = moe(frames)
+    outputs, _ = route(moe, frames)
     expected = apply_naively(moe, frames)
     torch.testing.assert_close(outputs, expected, rtol=1e-10, atol=1e-10)
     inputs = [frames, *moe.parameters()]
@@ -72,7 +87,7 @@ def test_all_experts_are_the_dense_mixture(dtype):
     hidden = ACT2FN["gelu"](torch.einsum("ni,ehi->neh", frames, moe.experts.up_proj))
     outputs = torch.einsum("neh,eoh->neo", hidden, moe.experts.down_proj)
     weights = (frames @ moe.router.weight.T).softmax(-1)
-    torch.testing.assert_close(moe(frames)[0], torch.einsum("ne,neo->no", weights, outputs))
+    torch.testing.assert_close(route(moe, frames)[0], torch.einsum("ne,neo->no", weights, outputs))
 
 
 @pytest.mark.parametrize("group_sizes", [[3, 4, 5], [0, 12, 0], [0, 0, 12], [1, 0, 11], [12, 0, 0]])
@@ -91,13 +106,13 @@ def test_grouped_kernel_equals_the_padded_fallback(group_sizes):
 
 @pytest.mark.parametrize("in_size", [8, 7])
 def test_float32_equals_float64(in_size):
-    moe = make_experts(torch.float32, in_size=in_size, num_shared_experts=1)
+    moe = make_experts(torch.float32, hidden_size=in_size, num_shared_experts=1)
     frames = torch.randn(40, in_size, requires_grad=True)
-    outputs, router_logits = moe(frames)
+    outputs, router_logits = route(moe, frames)
     narrow = gradients(outputs, [frames, *moe.parameters()])
     moe = moe.double()
     wide_frames = frames.detach().double().requires_grad_()
-    wide_outputs, wide_router_logits = moe(wide_frames)
+    wide_outputs, wide_router_logits = route(moe, wide_frames)
     torch.manual_seed(1)
     weights = torch.randn_like(outputs).double()
     wide = torch.autograd.grad((wide_outputs * weights).sum(), [wide_frames, *moe.parameters()])
@@ -109,11 +124,11 @@ def test_float32_equals_float64(in_size):
 @pytest.mark.parametrize("num_shared_experts", [0, 1])
 @pytest.mark.parametrize(("dtype", "in_size"), [(torch.float32, 8), (torch.float32, 7), (torch.bfloat16, 8)])
 def test_no_frames(dtype, in_size, num_shared_experts):
-    moe = make_experts(dtype, in_size=in_size, num_shared_experts=num_shared_experts)
-    outputs, router_logits = moe(torch.zeros(0, in_size, dtype=dtype, requires_grad=True))
+    moe = make_experts(dtype, hidden_size=in_size, num_shared_experts=num_shared_experts)
+    outputs, router_logits = route(moe, torch.zeros(0, in_size, dtype=dtype, requires_grad=True))
     assert outputs.shape == (0, 16)
     assert router_logits.shape == (0, 5)
-    loss = outputs.sum() + load_balancing_loss(router_logits, 2) + router_z_loss(router_logits)
+    loss = outputs.sum() + router_logits.sum()
     assert loss.item() == 0.0
     loss.backward()
 
@@ -122,16 +137,16 @@ def test_frames_do_not_depend_on_each_other():
     moe = make_experts(num_shared_experts=1)
     frames = torch.randn(9, 8, dtype=torch.float64)
     order = torch.randperm(9)
-    torch.testing.assert_close(moe(frames[order])[0], moe(frames)[0][order])
-    torch.testing.assert_close(moe(frames[4:5])[0], moe(frames)[0][4:5])
+    torch.testing.assert_close(route(moe, frames[order])[0], route(moe, frames)[0][order])
+    torch.testing.assert_close(route(moe, frames[4:5])[0], route(moe, frames)[0][4:5])
 
 
 def test_router_stays_float32_under_bfloat16_autocast():
     moe = make_experts(torch.float32, num_shared_experts=1)
     frames = torch.randn(50, 8)
-    expected, expected_logits = moe(frames)
+    expected, expected_logits = route(moe, frames)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        outputs, router_logits = moe(frames)
+        outputs, router_logits = route(moe, frames)
     assert router_logits.dtype == torch.float32
     assert torch.equal(router_logits, expected_logits)
     assert outputs.dtype == torch.bfloat16
@@ -141,47 +156,112 @@ def test_router_stays_float32_under_bfloat16_autocast():
 def test_bfloat16_parameters_route_in_float32():
     moe = make_experts(torch.bfloat16)
     frames = torch.randn(50, 8).bfloat16()
-    outputs, router_logits = moe(frames)
+    outputs, router_logits = route(moe, frames)
     assert outputs.dtype == torch.bfloat16
     assert router_logits.dtype == torch.float32
     assert torch.equal(router_logits, frames.float() @ moe.router.weight.float().T)
 
 
-def test_load_balancing_loss_is_one_when_balanced():
-    """Four frames for four experts, and four times as many; and a router that does not care."""
-    balanced = 3 * torch.eye(4).repeat(4, 1)
-    assert load_balancing_loss(balanced, 1).item() == pytest.approx(1.0)
-    assert load_balancing_loss(balanced + balanced.roll(1, dims=1), 2).item() == pytest.approx(1.0)
-    assert load_balancing_loss(torch.zeros(10, 4), 2).item() == pytest.approx(1.0)
+LENGTHS = [7, 0, 1, 4]
 
 
-def test_load_balancing_loss_is_the_number_of_experts_when_collapsed():
-    collapsed = torch.tensor([50.0, 0.0, 0.0, 0.0]).repeat(10, 1)
-    assert load_balancing_loss(collapsed, 1).item() == pytest.approx(4.0)
+def test_the_router_with_a_hidden_layer_equals_its_definition():
+    moe = make_experts(router_type="mlp", router_hidden_size=6)
+    frames = torch.randn(9, 8, dtype=torch.float64)
+    expected = ACT2FN["gelu"](frames @ moe.router.up_proj.T) @ moe.router.weight.T
+    torch.testing.assert_close(route(moe, frames)[1], expected)
 
 
-@pytest.mark.parametrize("num_experts_per_tok", [1, 2, 3])
-def test_load_balancing_loss_formula(num_experts_per_tok):
-    router_logits = torch.randn(17, 4, dtype=torch.float64, requires_grad=True)
-    probabilities = router_logits.softmax(-1)
-    counts = [0] * 4
-    for row in probabilities.tolist():
-        for expert in sorted(range(4), key=row.__getitem__)[-num_experts_per_tok:]:
-            counts[expert] += 1
-    expected = 4 * sum(
-        counts[expert] / (17 * num_experts_per_tok) * probabilities[:, expert].mean() for expert in range(4)
+@pytest.mark.parametrize("num_experts_per_tok", [2, 5])
+@pytest.mark.parametrize("num_shared_experts", [0, 1])
+def test_utterances_are_routed_by_their_mean_frame(num_experts_per_tok, num_shared_experts):
+    moe = make_experts(
+        routing_level="utterance", num_experts_per_tok=num_experts_per_tok, num_shared_experts=num_shared_experts
     )
-    loss = load_balancing_loss(router_logits, num_experts_per_tok)
-    # Shares are counts, in single precision.
-    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
-    torch.testing.assert_close(
-        gradients(loss, router_logits), gradients(expected, router_logits), rtol=1e-5, atol=1e-9
+    by_frame = make_experts(num_experts_per_tok=num_experts_per_tok, num_shared_experts=num_shared_experts)
+    frames = torch.randn(sum(LENGTHS), 8, dtype=torch.float64)
+    outputs, router_logits = route(moe, frames, LENGTHS)
+    for recording, actual, logits in zip(
+        frames.split(LENGTHS), outputs.split(LENGTHS), router_logits.split(LENGTHS), strict=True
+    ):
+        if not len(recording):
+            continue
+        # Alone, the mean frame is routed as this recording is.
+        chosen = by_frame.router(recording.mean(0, keepdim=True))
+        repeated = chosen.repeat(torch.tensor([len(recording)]), len(recording))
+        expected = by_frame.experts(recording, repeated)
+        if num_shared_experts:
+            expected = expected + by_frame.shared_experts(recording)
+        torch.testing.assert_close(actual, expected)
+        torch.testing.assert_close(logits, repeated.router_logits)
+
+
+@pytest.mark.parametrize("num_experts_per_tok", [1, 3, 5])
+@pytest.mark.parametrize("norm_topk_prob", [True, False])
+def test_merged_parameters_equal_their_definition(num_experts_per_tok, norm_topk_prob):
+    moe = make_experts(
+        routing_level="utterance",
+        merge="parameters",
+        num_experts_per_tok=num_experts_per_tok,
+        norm_topk_prob=norm_topk_prob,
     )
+    frames = torch.randn(sum(LENGTHS), 8, dtype=torch.float64, requires_grad=True)
+    outputs, _ = route(moe, frames, LENGTHS)
+    expected = []
+    for recording in frames.split(LENGTHS):
+        if not len(recording):
+            continue
+        probabilities = (moe.router.weight @ recording.mean(0)).softmax(-1)
+        chosen = probabilities.argsort(descending=True)[:num_experts_per_tok].tolist()
+        total = sum(probabilities[expert] for expert in chosen) if norm_topk_prob else 1.0
+        up, down = (
+            sum(probabilities[expert] / total * projection[expert] for expert in chosen)
+            for projection in (moe.experts.up_proj, moe.experts.down_proj)
+        )
+        expected.append(ACT2FN["gelu"](recording @ up.T) @ down.T)
+    expected = torch.cat(expected)
+    torch.testing.assert_close(outputs, expected, rtol=1e-10, atol=1e-10)
+    inputs = [frames, *moe.parameters()]
+    actual = torch.autograd.grad(outputs.square().sum(), inputs)
+    wanted = torch.autograd.grad(expected.square().sum(), inputs, allow_unused=True, materialize_grads=True)
+    torch.testing.assert_close(actual, wanted, rtol=1e-9, atol=1e-9)
 
 
-def test_router_z_loss_formula():
-    router_logits = torch.randn(17, 4, dtype=torch.float64)
-    expected = sum(row.exp().sum().log() ** 2 for row in router_logits) / 17
-    torch.testing.assert_close(router_z_loss(router_logits), expected)
-    assert router_z_loss(torch.zeros(3, 4)).item() == pytest.approx(torch.tensor(4.0).log().item() ** 2)
-    assert router_z_loss(torch.full((2, 4), 1e4)).isfinite()
+def test_mean_of_recordings():
+    frames = torch.randn(sum(LENGTHS), 3)
+    means = mean_of_recordings(frames.bfloat16(), torch.tensor(LENGTHS))
+    assert means.dtype == torch.float32
+    assert not means[1].any()
+    torch.testing.assert_close(means[0], frames[:7].bfloat16().float().mean(0))
+    torch.testing.assert_close(means[3], frames[8:].bfloat16().float().mean(0))
+
+
+def test_jitter_is_for_training_and_for_the_router_alone():
+    moe = make_experts(router_jitter_noise=0.3, num_experts_per_tok=5)
+    plain = make_experts(num_experts_per_tok=5)
+    frames = torch.randn(50, 8, dtype=torch.float64)
+    assert torch.equal(route(moe, frames)[0], route(plain, frames)[0])
+    assert torch.equal(route(moe, frames)[0], route(moe, frames)[0])
+    moe.train()
+    noisy, logits = route(moe, frames)
+    assert not torch.equal(logits, route(plain, frames)[1])
+    # Each feature within 30 percent bounds each logit.
+    change = (logits - route(plain, frames)[1]).abs()
+    assert (change <= 0.3 * frames.abs() @ plain.router.weight.abs().T).all()
+    _, routing = plain(frames, torch.tensor([50]))
+    routing.weights = logits.softmax(-1).gather(1, routing.selected_experts)
+    torch.testing.assert_close(noisy, plain.experts(frames, routing))
+
+
+def test_the_bias_chooses_and_does_not_weigh():
+    moe = make_experts(router_bias_update_rate=0.1)
+    plain = make_experts()
+    frames = torch.randn(30, 8, dtype=torch.float64)
+    outputs, routing = moe(frames, torch.tensor([30]))
+    assert torch.equal(outputs, route(plain, frames)[0])
+    moe.balance.e_score_correction_bias[3] = 10.0
+    outputs, routing = moe(frames, torch.tensor([30]))
+    assert (routing.selected_experts[:, 0] == 3).all()
+    probabilities = routing.router_logits.softmax(-1).gather(1, routing.selected_experts)
+    torch.testing.assert_close(routing.weights, probabilities / probabilities.sum(-1, keepdim=True))
+    assert not torch.equal(outputs, route(plain, frames)[0])

@@ -18,7 +18,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from llm_asr import LlmAsrForConditionalGeneration, LlmAsrModel, LlmAsrProcessor
 from llm_asr.modeling.audio_tower import LlmAsrWhisperEncoder
 from llm_asr.modeling.configuration_llm_asr import PROJECTOR_TYPES
-from llm_asr.modeling.mixture_of_experts import load_balancing_loss, router_z_loss
+from llm_asr.modeling.expert_balance import count_expert_load, load_balancing_loss, router_z_loss
 
 
 TRANSCRIPTS = ["one", "uno dos tres cuatro", "two three"]
@@ -140,7 +140,9 @@ def test_loss_is_the_weighted_sum_of_its_parts(shared_model, recordings, combina
     assert (outputs.router_aux_loss is not None) == (outputs.router_z_loss is not None) == has_experts
     if has_experts:
         assert len(outputs.router_logits) == outputs.audio_lengths.sum()
-        torch.testing.assert_close(outputs.router_aux_loss, load_balancing_loss(outputs.router_logits, 2))
+        assert outputs.selected_experts.shape == (len(outputs.router_logits), projector_config.num_experts_per_tok)
+        load = count_expert_load(outputs.router_logits, outputs.selected_experts)
+        torch.testing.assert_close(outputs.router_aux_loss, load_balancing_loss(outputs.router_logits, load))
         torch.testing.assert_close(outputs.router_z_loss, router_z_loss(outputs.router_logits))
         expected = expected + projector_config.router_aux_loss_coef * outputs.router_aux_loss
         expected = expected + projector_config.router_z_loss_coef * outputs.router_z_loss
@@ -172,7 +174,8 @@ def test_recordings_give_the_same_parts_alone_and_in_a_batch(shared_model, recor
     # Balance is a matter of all frames together, which are those of the recordings alone.
     if together.router_logits is not None:
         frames = torch.cat([one.router_logits for one in alone])
-        torch.testing.assert_close(together.router_aux_loss, load_balancing_loss(frames, 2), **KERNEL_NOISE)
+        load = count_expert_load(frames, torch.cat([one.selected_experts for one in alone]))
+        torch.testing.assert_close(together.router_aux_loss, load_balancing_loss(frames, load), **KERNEL_NOISE)
         each = torch.stack([one.router_z_loss for one in alone]) * together.audio_lengths
         torch.testing.assert_close(together.router_z_loss, each.sum() / sum(lengths), **KERNEL_NOISE)
     for name in ("loss", "lm_loss", "quantity_loss", "router_aux_loss", "router_z_loss"):

@@ -3,7 +3,7 @@ import torch
 from tiny_models import compose, pad_recordings
 
 from llm_asr.modeling.configuration_llm_asr import PROJECTOR_TYPES
-from llm_asr.modeling.mixture_of_experts import load_balancing_loss, router_z_loss
+from llm_asr.modeling.expert_balance import count_expert_load, load_balancing_loss, router_z_loss
 from llm_asr.modeling.projector_llm_asr import PROJECTORS, build_projector
 
 
@@ -15,10 +15,22 @@ with_target_lengths = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(params=PROJECTOR_TYPES)
+UTTERANCE = {"routing_level": "utterance"}
+MERGED = {**UTTERANCE, "merge": "parameters", "num_experts_per_tok": 4}
+MLP_ROUTER = {"router_type": "mlp", "router_hidden_size": 16, "router_bias_update_rate": 0.01}
+VARIANTS = [
+    *((projector_type, {"num_shared_experts": 1}) for projector_type in PROJECTOR_TYPES),
+    ("moe", UTTERANCE),
+    ("moe_cif", MERGED),
+    ("moe_cif", MLP_ROUTER),
+]
+
+
+@pytest.fixture(params=VARIANTS, ids=[*PROJECTOR_TYPES, "moe utterance", "moe_cif merged", "moe_cif mlp router"])
 def projector(request, parts):
     """Weights as the model initialises them; every projector gets the same encoder frames."""
-    model, _ = compose(parts, request.param, num_shared_experts=1)
+    projector_type, options = request.param
+    model, _ = compose(parts, projector_type, **options)
     return model.model.projector
 
 
@@ -31,7 +43,7 @@ def packed_parts(output, recording):
     """What a projector gave to one recording, without padding."""
     lengths = output.lengths.tolist()
     found = {}
-    for name in ("embeds", "router_logits", "fire_times"):
+    for name in ("embeds", "router_logits", "selected_experts", "fire_times"):
         if getattr(output, name) is not None:
             found[name] = getattr(output, name).split(lengths)[recording]
     if output.alphas is not None:
@@ -45,7 +57,8 @@ def losses(output):
     """Something of every output, so that gradients flow through each."""
     total = output.embeds.square().sum()
     if output.router_logits is not None:
-        total = total + load_balancing_loss(output.router_logits, 2) + router_z_loss(output.router_logits)
+        load = count_expert_load(output.router_logits, output.selected_experts)
+        total = total + load_balancing_loss(output.router_logits, load) + router_z_loss(output.router_logits)
     if output.quantities is not None:
         total = total + (output.quantities - TARGET_LENGTHS).abs().sum()
     return total

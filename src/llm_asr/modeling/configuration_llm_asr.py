@@ -12,6 +12,9 @@ from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 INHERITED_OPTIONS = ("attn_implementation", "model_type", "name_or_path", "num_labels", "torch_dtype")
 
 PROJECTOR_TYPES = ("conv", "moe", "cif", "moe_cif")
+ROUTER_TYPES = ("linear", "mlp")
+ROUTING_LEVELS = ("frame", "utterance")
+MERGES = ("output", "parameters")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -52,10 +55,30 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
             Width of the hidden layer of one expert.
         num_shared_experts (`int`, *optional*, defaults to 0):
             Experts that every frame passes through besides the routed ones (DeepSeekMoE, arXiv 2401.06066).
+        router_type (`str`, *optional*, defaults to `"linear"`):
+            `"linear"`, or `"mlp"` for a router with a hidden layer (MOSA, arXiv 2508.18998).
+        router_hidden_size (`int`, *optional*, defaults to 256):
+            Width of that layer.
+        routing_level (`str`, *optional*, defaults to `"frame"`):
+            `"frame"`, or `"utterance"` to choose experts once a recording, by the mean of its frames.
+        merge (`str`, *optional*, defaults to `"output"`):
+            What is averaged by the routing weights: the `"output"` of the chosen experts, or their `"parameters"`, which
+            makes one expert for each recording (SMEAR, arXiv 2306.03745, section 3; SMEAR-MoE, arXiv 2601.19451, which
+            averages all: `num_experts_per_tok == num_experts`). Parameters are averaged once a recording, so
+            `"parameters"` needs `routing_level="utterance"`.
         norm_topk_prob (`bool`, *optional*, defaults to `True`):
-            Whether the routing weights of the chosen experts are rescaled to sum to one.
+            Whether the routing weights of the chosen experts are rescaled to sum to one (Mixtral, arXiv 2401.04088, eq.
+            2-4). With one expert a frame, rescaling leaves the router nothing to learn from but its balance.
+        router_jitter_noise (`float`, *optional*, defaults to 0.0):
+            In training, what the router sees is multiplied by uniform noise in `1 ± router_jitter_noise` (Switch
+            Transformers, arXiv 2101.03961, section 2.4).
         router_aux_loss_coef (`float`, *optional*, defaults to 0.01):
-            Weight of the load-balancing loss (Switch Transformers, arXiv 2101.03961, eq. 4-6).
+            Weight of the load-balancing loss (Switch Transformers, arXiv 2101.03961, eq. 4-6), over all processes and
+            micro-batches of an optimizer step (arXiv 2501.11873).
+        router_bias_update_rate (`float`, *optional*, defaults to 0.0):
+            Step of loss-free balancing, which moves a bias of the router after each optimizer step (arXiv 2408.15664,
+            algorithm 1; DeepSeek-V3, arXiv 2412.19437, eq. 16, with 0.001). It is meant in place of the load-balancing
+            loss: set `router_aux_loss_coef` to zero.
         router_z_loss_coef (`float`, *optional*, defaults to 0.001):
             Weight of the router z-loss (ST-MoE, arXiv 2202.08906, eq. 5).
         cif_threshold (`float`, *optional*, defaults to 1.0):
@@ -88,8 +111,14 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
     num_experts_per_tok: int = 2
     expert_hidden_size: int = 1024
     num_shared_experts: int = 0
+    router_type: str = "linear"
+    router_hidden_size: int = 256
+    routing_level: str = "frame"
+    merge: str = "output"
     norm_topk_prob: bool = True
+    router_jitter_noise: float | int = 0.0
     router_aux_loss_coef: float | int = 0.01
+    router_bias_update_rate: float | int = 0.0
     router_z_loss_coef: float | int = 0.001
     cif_threshold: float | int = 1.0
     cif_tail_threshold: float | int = 0.5
@@ -103,10 +132,14 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
         # `PreTrainedConfig` keeps unknown keys as attributes, which would turn a misspelt option into a silent default.
         unknown = sorted(name for name in kwargs if name not in INHERITED_OPTIONS and not name.startswith("_"))
         _require(not unknown, f"`projector_config` has no option named {unknown}; correct or remove it.")
-        _require(
-            self.projector_type in PROJECTOR_TYPES,
-            f"`projector_type` must be one of {list(PROJECTOR_TYPES)}, got {self.projector_type!r}.",
-        )
+        for name, choices in (
+            ("projector_type", PROJECTOR_TYPES),
+            ("router_type", ROUTER_TYPES),
+            ("routing_level", ROUTING_LEVELS),
+            ("merge", MERGES),
+        ):
+            value = getattr(self, name)
+            _require(value in choices, f"`{name}` must be one of {list(choices)}, got {value!r}.")
         if self.conv_strides is None:
             self.conv_strides = [2] if self.uses_cif else [2, 2]
         self.conv_strides = list(self.conv_strides)
@@ -116,12 +149,14 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
             "num_experts",
             "num_experts_per_tok",
             "expert_hidden_size",
+            "router_hidden_size",
             "conv_kernel_size",
         ):
             _require(getattr(self, name) >= 1, f"`{name}` must be at least 1, got {getattr(self, name)}.")
         for name in (
             "num_shared_experts",
             "router_aux_loss_coef",
+            "router_bias_update_rate",
             "router_z_loss_coef",
             "quantity_loss_coef",
             "cif_noise_threshold",
@@ -157,12 +192,30 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
             self.num_experts_per_tok <= self.num_experts,
             f"`num_experts_per_tok` ({self.num_experts_per_tok}) must not exceed `num_experts` ({self.num_experts}).",
         )
+        _require(
+            0 <= self.router_jitter_noise < 1,
+            f"`router_jitter_noise` must be in [0, 1), got {self.router_jitter_noise}.",
+        )
+        _require(
+            self.merge == "output" or self.routing_level == "utterance",
+            "`merge='parameters'` makes one expert for each recording; set `routing_level='utterance'`.",
+        )
+        _require(
+            not self.router_bias_update_rate or self.num_experts_per_tok < self.num_experts,
+            "`router_bias_update_rate` balances a choice, and `num_experts_per_tok == num_experts` leaves none; set it to "
+            "zero.",
+        )
         super().__post_init__(**kwargs)
 
     @property
     def uses_cif(self) -> bool:
         """Whether the number of embeddings of a recording is found by Continuous Integrate-and-Fire."""
         return self.projector_type in ("cif", "moe_cif")
+
+    @property
+    def uses_experts(self) -> bool:
+        """Whether frames are routed to experts."""
+        return self.projector_type in ("moe", "moe_cif")
 
     @property
     def downsampling(self) -> int:
@@ -211,6 +264,7 @@ class LlmAsrConfig(PreTrainedConfig):
         "router_aux_loss",
         "router_z_loss",
         "router_logits",
+        "selected_experts",
         "audio_embeds",
         "audio_lengths",
         "alphas",

@@ -1,9 +1,13 @@
-"""A sparse mixture of two-layer experts over packed frames, and its balance losses."""
+"""A mixture of two-layer experts over packed frames: router, experts, and their combination."""
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers.activations import ACT2FN
+
+from .expert_balance import ExpertBalance, count_rows
 
 
 def grouped_matmul(hidden_states: torch.Tensor, weight: torch.Tensor, group_sizes: torch.Tensor) -> torch.Tensor:
@@ -35,38 +39,95 @@ def grouped_matmul(hidden_states: torch.Tensor, weight: torch.Tensor, group_size
     return torch.bmm(padded, weight.transpose(1, 2).to(hidden_states.dtype))[group, position]
 
 
-class TopKRouter(nn.Module):
+@dataclass
+class Routing:
     """
-    Linear router: softmax over all experts in float32, then the `num_experts_per_tok` largest (arXiv 2101.03961 with
-    k = 1, arXiv 2401.04088 with k = 2).
+    Which experts work on what, and how much each counts.
+
+    Attributes:
+        router_logits (`torch.Tensor` of shape `(num_rows, num_experts)`): float32 or wider.
+        weights (`torch.Tensor` of shape `(num_rows, num_experts_per_tok)`): Routing weights of the chosen experts.
+        selected_experts (`torch.LongTensor` of shape `(num_rows, num_experts_per_tok)`): Their indices.
     """
 
-    def __init__(self, hidden_size: int, num_experts: int, num_experts_per_tok: int, norm_topk_prob: bool):
+    router_logits: torch.Tensor
+    weights: torch.Tensor
+    selected_experts: torch.Tensor
+
+    def repeat(self, lengths: torch.Tensor, num_frames: int) -> "Routing":
+        """The routing of recordings as that of their `num_frames` frames."""
+        return Routing(
+            *(
+                rows.repeat_interleave(lengths, dim=0, output_size=num_frames)
+                for rows in (self.router_logits, self.weights, self.selected_experts)
+            )
+        )
+
+
+class TopKRouter(nn.Module):
+    """
+    Softmax over all experts in float32, then the `num_experts_per_tok` largest (arXiv 2101.03961 with k = 1, arXiv
+    2401.04088 with k = 2, arXiv 2508.18998 with all).
+
+    Args:
+        in_size (`int`): Size of a frame.
+        num_experts (`int`): Number of experts.
+        num_experts_per_tok (`int`): Experts chosen.
+        hidden_size (`int`, *optional*): Width of a hidden layer; the router is linear if absent.
+        hidden_act (`str`): Activation of that layer.
+        norm_topk_prob (`bool`): Whether the weights of the chosen experts sum to one.
+        jitter_noise (`float`): In training, what the router sees is multiplied by uniform noise in `1 ± jitter_noise`
+            (arXiv 2101.03961, section 2.4).
+    """
+
+    def __init__(
+        self,
+        in_size: int,
+        num_experts: int,
+        num_experts_per_tok: int,
+        hidden_size: int | None,
+        hidden_act: str,
+        norm_topk_prob: bool,
+        jitter_noise: float,
+    ):
         super().__init__()
         self.num_experts_per_tok = num_experts_per_tok
         self.norm_topk_prob = norm_topk_prob
-        self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
+        self.jitter_noise = jitter_noise
+        self.up_proj = None if hidden_size is None else nn.Parameter(torch.empty(hidden_size, in_size))
+        self.act_fn = ACT2FN[hidden_act]
+        self.weight = nn.Parameter(torch.empty(num_experts, in_size if hidden_size is None else hidden_size))
 
-    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(self, hidden_states: torch.Tensor, selection_bias: torch.Tensor | None = None) -> Routing:
         """
         Args:
-            hidden_states (`torch.Tensor` of shape `(num_frames, hidden_size)`): Packed real frames.
+            hidden_states (`torch.Tensor` of shape `(num_rows, in_size)`): Packed real frames, or means of recordings.
+            selection_bias (`torch.Tensor` of shape `(num_experts,)`, *optional*): Added to the probabilities to choose
+                experts by, but not to weigh them by; see [`ExpertBalance`].
 
         Returns:
-            `tuple(torch.Tensor)`: `router_logits` of shape `(num_frames, num_experts)`, float32 or wider, and routing
-            weights and expert indices of shape `(num_frames, num_experts_per_tok)`.
+            [`Routing`]
         """
         with torch.autocast(hidden_states.device.type, enabled=False):
             dtype = torch.promote_types(hidden_states.dtype, torch.float32)
-            router_logits = F.linear(hidden_states.to(dtype), self.weight.to(dtype))
-            weights, indices = router_logits.softmax(-1).topk(self.num_experts_per_tok, dim=-1)
+            hidden_states = hidden_states.to(dtype)
+            if self.training and self.jitter_noise:
+                noise = torch.empty_like(hidden_states).uniform_(1 - self.jitter_noise, 1 + self.jitter_noise)
+                hidden_states = hidden_states * noise
+            if self.up_proj is not None:
+                hidden_states = self.act_fn(F.linear(hidden_states, self.up_proj.to(dtype)))
+            router_logits = F.linear(hidden_states, self.weight.to(dtype))
+            probabilities = router_logits.softmax(-1)
+            scores = probabilities if selection_bias is None else probabilities.detach() + selection_bias
+            selected_experts = scores.topk(self.num_experts_per_tok, dim=-1).indices
+            weights = probabilities.gather(-1, selected_experts)
             if self.norm_topk_prob:
                 weights = weights / weights.sum(-1, keepdim=True)
-        return router_logits, weights, indices
+        return Routing(router_logits, weights, selected_experts)
 
 
 class Experts(nn.Module):
-    """Two-layer experts as stacked parameters, applied without a loop over them."""
+    """Two-layer experts `E_e(x) = down_proj[e] act(up_proj[e] x)` as stacked parameters, without a loop over them."""
 
     def __init__(self, in_size: int, hidden_size: int, out_size: int, num_experts: int, hidden_act: str):
         super().__init__()
@@ -75,29 +136,52 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(num_experts, out_size, hidden_size))
         self.act_fn = ACT2FN[hidden_act]
 
-    def forward(self, hidden_states: torch.Tensor, weights: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, routing: Routing) -> torch.Tensor:
         """
-        `y_n = sum_k weights[n, k] * down_proj[e] act(up_proj[e] x_n)`, with `e = indices[n, k]`.
+        `y_n = sum_k weights[n, k] E_e(x_n)`, with `e = selected_experts[n, k]`.
 
         Args:
             hidden_states (`torch.Tensor` of shape `(num_frames, in_size)`): Packed real frames.
-            weights, indices (`torch.Tensor` of shape `(num_frames, num_experts_per_tok)`): From the router.
+            routing ([`Routing`]): Of the frames.
 
         Returns:
             `torch.Tensor` of shape `(num_frames, out_size)`, in the dtype that the experts computed in.
         """
-        num_frames, num_experts_per_tok = indices.shape
-        order = indices.flatten().argsort(stable=True)
-        frame = order // num_experts_per_tok
-        group_sizes = torch.bincount(indices.flatten(), minlength=self.num_experts)
+        num_frames, num_experts_per_tok = routing.selected_experts.shape
+        experts = routing.selected_experts.flatten()
+        order = experts.argsort(stable=True)
+        group_sizes = count_rows(experts, self.num_experts)
 
-        device_type = hidden_states.device.type
-        if torch.is_autocast_enabled(device_type):
-            hidden_states = hidden_states.to(torch.get_autocast_dtype(device_type))
-        hidden = self.act_fn(grouped_matmul(hidden_states[frame], self.up_proj, group_sizes))
+        hidden_states = _to_compute_dtype(hidden_states)
+        sorted_states = hidden_states.index_select(0, order // num_experts_per_tok)
+        hidden = self.act_fn(grouped_matmul(sorted_states, self.up_proj, group_sizes))
         outputs = grouped_matmul(hidden, self.down_proj, group_sizes)
-        outputs = outputs * weights.flatten()[order, None].to(outputs.dtype)
-        return outputs.new_zeros(num_frames, outputs.shape[1]).index_add(0, frame, outputs)
+        # Back in order and summed: adding up in place would depend on the order in which a GPU happens to add.
+        outputs = outputs.index_select(0, order.argsort()).unflatten(0, (num_frames, num_experts_per_tok))
+        return torch.einsum("nk,nko->no", routing.weights.to(outputs.dtype), outputs)
+
+    def forward_merged(self, hidden_states: torch.Tensor, lengths: torch.Tensor, routing: Routing) -> torch.Tensor:
+        """
+        `y_n = W2_r act(W1_r x_n)` for frame `n` of recording `r`, with `Wi_r = sum_k weights[r, k] Wi_e`, `e =
+        selected_experts[r, k]` (SMEAR, arXiv 2306.03745, section 3; SMEAR-MoE, arXiv 2601.19451).
+
+        Args:
+            hidden_states (`torch.Tensor` of shape `(num_frames, in_size)`): Packed real frames.
+            lengths (`torch.LongTensor` of shape `(num_recordings,)`): Frames of each recording.
+            routing ([`Routing`]): Of the recordings.
+
+        Returns:
+            `torch.Tensor` of shape `(num_frames, out_size)`, in the dtype that the experts computed in.
+        """
+        hidden_states = _to_compute_dtype(hidden_states)
+        weights = torch.zeros_like(routing.router_logits).scatter(1, routing.selected_experts, routing.weights)
+        weights = weights.to(hidden_states.dtype)
+        up_proj, down_proj = (
+            torch.einsum("re,eoi->roi", weights, projection.to(hidden_states.dtype))
+            for projection in (self.up_proj, self.down_proj)
+        )
+        hidden = self.act_fn(grouped_matmul(hidden_states, up_proj, lengths))
+        return grouped_matmul(hidden, down_proj, lengths)
 
 
 class MixtureOfExperts(nn.Module):
@@ -105,78 +189,77 @@ class MixtureOfExperts(nn.Module):
     `y = sum_k g_k(x) E_k(x)` over the experts a router picks, plus the shared experts that see every frame.
 
     It takes packed frames, so padding cannot be routed.
+
+    Args:
+        router ([`TopKRouter`]): Picks experts.
+        experts ([`Experts`]): The routed experts.
+        shared_experts (`nn.Module` or `None`): What every frame passes through besides (arXiv 2401.06066).
+        balance ([`ExpertBalance`]): Holds the bias by which experts are chosen.
+        routing_level (`str`): `"frame"`, or `"utterance"` for one choice a recording, by the mean of its frames.
+        merge (`str`): What is averaged by the routing weights, `"output"` or `"parameters"` of experts.
     """
 
     def __init__(
         self,
-        in_size: int,
-        expert_hidden_size: int,
-        out_size: int,
-        num_experts: int,
-        num_experts_per_tok: int,
-        num_shared_experts: int,
-        norm_topk_prob: bool,
-        hidden_act: str,
+        router: TopKRouter,
+        experts: Experts,
+        shared_experts: nn.Module | None,
+        balance: ExpertBalance,
+        routing_level: str,
+        merge: str,
     ):
         super().__init__()
-        self.router = TopKRouter(in_size, num_experts, num_experts_per_tok, norm_topk_prob)
-        self.experts = Experts(in_size, expert_hidden_size, out_size, num_experts, hidden_act)
-        self.shared_experts = None
-        if num_shared_experts:
-            # Side by side, shared experts are one wider two-layer network.
-            shared_size = num_shared_experts * expert_hidden_size
-            self.shared_experts = nn.Sequential(
-                nn.Linear(in_size, shared_size, bias=False),
-                ACT2FN[hidden_act],
-                nn.Linear(shared_size, out_size, bias=False),
-            )
+        self.router = router
+        self.experts = experts
+        self.shared_experts = shared_experts
+        self.balance = balance
+        self.routing_level = routing_level
+        self.merge = merge
 
-    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, hidden_states: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, Routing]:
         """
         Args:
             hidden_states (`torch.Tensor` of shape `(num_frames, in_size)`): Packed real frames.
+            lengths (`torch.LongTensor` of shape `(num_recordings,)`): Frames of each recording.
 
         Returns:
-            `tuple(torch.Tensor)`: Outputs of shape `(num_frames, out_size)` and `router_logits` of shape
-            `(num_frames, num_experts)`.
+            `tuple(torch.Tensor, Routing)`: Outputs of shape `(num_frames, out_size)`, and the routing of each frame.
         """
-        router_logits, weights, indices = self.router(hidden_states)
-        outputs = self.experts(hidden_states, weights, indices)
+        is_utterance = self.routing_level == "utterance"
+        routed = mean_of_recordings(hidden_states, lengths) if is_utterance else hidden_states
+        routing = self.router(routed, self.balance.e_score_correction_bias)
+        if self.merge == "parameters":
+            outputs = self.experts.forward_merged(hidden_states, lengths, routing)
+        if is_utterance:
+            routing = routing.repeat(lengths, len(hidden_states))
+        if self.merge == "output":
+            outputs = self.experts(hidden_states, routing)
         if self.shared_experts is not None:
             outputs = outputs + self.shared_experts(hidden_states)
-        return outputs, router_logits
+        return outputs, routing
 
 
-def load_balancing_loss(router_logits: torch.Tensor, num_experts_per_tok: int) -> torch.Tensor:
+def mean_of_recordings(hidden_states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """
-    `E * sum_e f_e P_e` (Switch Transformers, arXiv 2101.03961, eq. 4-6), 1 when balanced, at most `num_experts`.
-
-    `f_e` is the share of assignments that expert `e` received, `P_e` its mean router probability.
+    Mean frame of each recording, in float32 or wider.
 
     Args:
-        router_logits (`torch.Tensor` of shape `(num_frames, num_experts)`): Of real frames only.
-        num_experts_per_tok (`int`): Experts chosen for each frame.
+        hidden_states (`torch.Tensor` of shape `(num_frames, size)`): Packed real frames.
+        lengths (`torch.LongTensor` of shape `(num_recordings,)`): Frames of each recording.
 
     Returns:
-        `torch.Tensor`: A scalar; zero where there are no frames.
+        `torch.Tensor` of shape `(num_recordings, size)`: Zero for recordings without frames.
     """
-    num_frames, num_experts = router_logits.shape
-    if num_frames == 0:
-        return router_logits.sum()
-    probabilities = router_logits.softmax(-1)
-    chosen = router_logits.detach().topk(num_experts_per_tok, dim=-1).indices
-    shares = torch.bincount(chosen.flatten(), minlength=num_experts) / chosen.numel()
-    return num_experts * (shares * probabilities.mean(0)).sum()
+    num_frames, size = hidden_states.shape
+    recording = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths, output_size=num_frames)
+    hidden_states = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
+    sums = hidden_states.new_zeros(len(lengths), size).index_add(0, recording, hidden_states)
+    return sums / lengths.clamp(min=1)[:, None]
 
 
-def router_z_loss(router_logits: torch.Tensor) -> torch.Tensor:
-    """
-    Mean squared log-partition of the router (ST-MoE, arXiv 2202.08906, eq. 5), which keeps its logits small.
-
-    Args:
-        router_logits (`torch.Tensor` of shape `(num_frames, num_experts)`): Of real frames only.
-
-    Returns:
-        `torch.Tensor`: A scalar; zero where there are no frames.
-    """
-    return router_logits.logsumexp(-1).square().sum() / max(router_logits.shape[0], 1)
+def _to_compute_dtype(hidden_states: torch.Tensor) -> torch.Tensor:
+    """What autocast would do, which does not know grouped products."""
+    device_type = hidden_states.device.type
+    if not torch.is_autocast_enabled(device_type):
+        return hidden_states
+    return hidden_states.to(torch.get_autocast_dtype(device_type))

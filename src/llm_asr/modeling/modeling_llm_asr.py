@@ -20,8 +20,9 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from .audio_tower import build_audio_tower, load_audio_tower, run_audio_tower
 from .cif import AlphaProjection, quantity_loss
 from .configuration_llm_asr import LlmAsrConfig, LlmAsrProjectorConfig
+from .expert_balance import ExpertBalance
 from .merging import MergedInputs, find_audio_runs, merge_audio
-from .mixture_of_experts import Experts, TopKRouter, load_balancing_loss, router_z_loss
+from .mixture_of_experts import Experts, TopKRouter
 from .projector_llm_asr import build_projector
 
 
@@ -39,6 +40,8 @@ class LlmAsrAudioOutput(ModelOutput):
             Embeddings of each recording.
         router_logits (`torch.FloatTensor` of shape `(sum(audio_lengths), num_experts)`, *optional*):
             With a mixture of experts.
+        selected_experts (`torch.LongTensor` of shape `(sum(audio_lengths), num_experts_per_tok)`, *optional*):
+            Experts that each embedding came through.
         alphas (`torch.FloatTensor` of shape `(num_recordings, num_projector_frames)`, *optional*):
             CIF weights, zero in padding.
         quantities (`torch.FloatTensor` of shape `(num_recordings,)`, *optional*):
@@ -51,6 +54,7 @@ class LlmAsrAudioOutput(ModelOutput):
     pooler_output: torch.FloatTensor | None = None
     audio_lengths: torch.LongTensor | None = None
     router_logits: torch.FloatTensor | None = None
+    selected_experts: torch.LongTensor | None = None
     alphas: torch.FloatTensor | None = None
     quantities: torch.FloatTensor | None = None
     fire_times: torch.FloatTensor | None = None
@@ -97,6 +101,8 @@ class LlmAsrCausalLMOutputWithPast(ModelOutput):
             Router z-loss.
         router_logits (`torch.FloatTensor` of shape `(sum(audio_lengths), num_experts)`, *optional*):
             Router scores of real frames, packed over recordings.
+        selected_experts (`torch.LongTensor` of shape `(sum(audio_lengths), num_experts_per_tok)`, *optional*):
+            Experts that each embedding came through.
         audio_embeds (`torch.FloatTensor` of shape `(sum(audio_lengths), text_hidden_size)`, *optional*):
             Projected embeddings, packed over recordings.
         audio_lengths (`torch.LongTensor` of shape `(num_recordings,)`, *optional*):
@@ -119,6 +125,7 @@ class LlmAsrCausalLMOutputWithPast(ModelOutput):
     router_aux_loss: torch.FloatTensor | None = None
     router_z_loss: torch.FloatTensor | None = None
     router_logits: torch.FloatTensor | None = None
+    selected_experts: torch.LongTensor | None = None
     audio_embeds: torch.FloatTensor | None = None
     audio_lengths: torch.LongTensor | None = None
     alphas: torch.FloatTensor | None = None
@@ -134,6 +141,8 @@ class LlmAsrPreTrainedModel(PreTrainedModel):
     input_modalities = ("audio", "text")
     supports_gradient_checkpointing = True
     _skip_keys_device_placement = ["past_key_values"]
+    # Too fine for lower precision: the bias moves in small steps, and loads are counts.
+    _keep_in_fp32_modules_strict = ["e_score_correction_bias", "expert_load"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_attention_backend = True
@@ -147,6 +156,11 @@ class LlmAsrPreTrainedModel(PreTrainedModel):
             init.normal_(module.down_proj, mean=0.0, std=std)
         elif isinstance(module, TopKRouter):
             init.normal_(module.weight, mean=0.0, std=std)
+            if module.up_proj is not None:
+                init.normal_(module.up_proj, mean=0.0, std=std)
+        elif isinstance(module, ExpertBalance):
+            for buffer in module.buffers():
+                init.zeros_(buffer)
         elif isinstance(module, AlphaProjection):
             init.constant_(module.bias, module.initial_bias)
 
@@ -268,6 +282,7 @@ class LlmAsrModel(LlmAsrPreTrainedModel):
             pooler_output=projected.embeds,
             audio_lengths=projected.lengths,
             router_logits=projected.router_logits,
+            selected_experts=projected.selected_experts,
             alphas=projected.alphas,
             quantities=projected.quantities,
             fire_times=projected.fire_times,
@@ -614,6 +629,7 @@ class LlmAsrForConditionalGeneration(LlmAsrPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             router_logits=audio.router_logits,
+            selected_experts=audio.selected_experts,
             audio_embeds=audio.pooler_output,
             audio_lengths=audio.audio_lengths,
             alphas=audio.alphas,
@@ -659,11 +675,9 @@ class LlmAsrForConditionalGeneration(LlmAsrPreTrainedModel, GenerationMixin):
         if audio.quantities is not None:
             losses["quantity_loss"] = quantity_loss(audio.quantities, target_lengths, num_items)
         if audio.router_logits is not None:
-            # Means over this batch, weighted by its share of the optimizer step.
-            share = num_labels / num_items
-            num_experts_per_tok = self.config.projector_config.num_experts_per_tok
-            losses["router_aux_loss"] = share * load_balancing_loss(audio.router_logits, num_experts_per_tok)
-            losses["router_z_loss"] = share * router_z_loss(audio.router_logits)
+            losses["router_aux_loss"], losses["router_z_loss"] = self.model.projector.moe.balance(
+                audio.router_logits, audio.selected_experts, num_labels, num_items_in_batch
+            )
         return losses
 
     def _weighted_sum(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:

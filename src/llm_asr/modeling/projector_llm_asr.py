@@ -8,7 +8,8 @@ from transformers.activations import ACT2FN
 
 from .cif import ContinuousIntegrateAndFire
 from .configuration_llm_asr import LlmAsrConfig
-from .mixture_of_experts import MixtureOfExperts
+from .expert_balance import ExpertBalance
+from .mixture_of_experts import Experts, MixtureOfExperts, TopKRouter
 
 
 @dataclass
@@ -20,6 +21,7 @@ class ProjectorOutput:
         embeds (`torch.Tensor` of shape `(sum(lengths), text_hidden_size)`): Packed embeddings.
         lengths (`torch.LongTensor` of shape `(num_recordings,)`): Embeddings of each recording.
         router_logits (`torch.Tensor` of shape `(sum(lengths), num_experts)`, *optional*): With a mixture of experts.
+        selected_experts (`torch.LongTensor` of shape `(sum(lengths), num_experts_per_tok)`, *optional*): Likewise.
         alphas (`torch.Tensor` of shape `(num_recordings, num_frames)`, *optional*): CIF weights, zero in padding.
         quantities (`torch.Tensor` of shape `(num_recordings,)`, *optional*): Numbers of embeddings CIF predicted.
         fire_times (`torch.Tensor` of shape `(sum(lengths),)`, *optional*): CIF fire times, in seconds.
@@ -28,6 +30,7 @@ class ProjectorOutput:
     embeds: torch.Tensor
     lengths: torch.Tensor
     router_logits: torch.Tensor | None = None
+    selected_experts: torch.Tensor | None = None
     alphas: torch.Tensor | None = None
     quantities: torch.Tensor | None = None
     fire_times: torch.Tensor | None = None
@@ -77,15 +80,32 @@ def build_mlp(config: LlmAsrConfig) -> nn.Sequential:
 def build_experts(config: LlmAsrConfig) -> MixtureOfExperts:
     """The mixture of experts that replaces the two linear layers."""
     projector_config = config.projector_config
+    in_size, out_size = projector_config.hidden_size, config.text_config.hidden_size
+    num_experts, hidden_act = projector_config.num_experts, projector_config.hidden_act
+    shared_experts = None
+    if projector_config.num_shared_experts:
+        # Side by side, shared experts are one wider two-layer network.
+        shared_size = projector_config.num_shared_experts * projector_config.expert_hidden_size
+        shared_experts = nn.Sequential(
+            nn.Linear(in_size, shared_size, bias=False),
+            ACT2FN[hidden_act],
+            nn.Linear(shared_size, out_size, bias=False),
+        )
     return MixtureOfExperts(
-        in_size=projector_config.hidden_size,
-        expert_hidden_size=projector_config.expert_hidden_size,
-        out_size=config.text_config.hidden_size,
-        num_experts=projector_config.num_experts,
-        num_experts_per_tok=projector_config.num_experts_per_tok,
-        num_shared_experts=projector_config.num_shared_experts,
-        norm_topk_prob=projector_config.norm_topk_prob,
-        hidden_act=projector_config.hidden_act,
+        router=TopKRouter(
+            in_size=in_size,
+            num_experts=num_experts,
+            num_experts_per_tok=projector_config.num_experts_per_tok,
+            hidden_size=projector_config.router_hidden_size if projector_config.router_type == "mlp" else None,
+            hidden_act=hidden_act,
+            norm_topk_prob=projector_config.norm_topk_prob,
+            jitter_noise=projector_config.router_jitter_noise,
+        ),
+        experts=Experts(in_size, projector_config.expert_hidden_size, out_size, num_experts, hidden_act),
+        shared_experts=shared_experts,
+        balance=ExpertBalance(num_experts, projector_config.router_bias_update_rate),
+        routing_level=projector_config.routing_level,
+        merge=projector_config.merge,
     )
 
 
@@ -145,8 +165,13 @@ class MoeProjector(LlmAsrProjector):
 
     def forward(self, hidden_states, attention_mask, target_lengths=None) -> ProjectorOutput:
         frames, lengths = self.pack(hidden_states, attention_mask)
-        embeds, router_logits = self.moe(frames)
-        return ProjectorOutput(embeds=embeds, lengths=lengths, router_logits=router_logits)
+        embeds, routing = self.moe(frames, lengths)
+        return ProjectorOutput(
+            embeds=embeds,
+            lengths=lengths,
+            router_logits=routing.router_logits,
+            selected_experts=routing.selected_experts,
+        )
 
 
 class CifProjector(LlmAsrProjector):
@@ -178,11 +203,12 @@ class MoeCifProjector(LlmAsrProjector):
 
     def forward(self, hidden_states, attention_mask, target_lengths=None) -> ProjectorOutput:
         fired = self.cif(*self.downsampler(hidden_states, attention_mask), target_lengths)
-        embeds, router_logits = self.moe(fired.embeds)
+        embeds, routing = self.moe(fired.embeds, fired.lengths)
         return ProjectorOutput(
             embeds=embeds,
             lengths=fired.lengths,
-            router_logits=router_logits,
+            router_logits=routing.router_logits,
+            selected_experts=routing.selected_experts,
             alphas=fired.alphas,
             quantities=fired.quantities,
             fire_times=fired.fire_times * self.frame_period,

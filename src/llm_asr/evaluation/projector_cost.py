@@ -1,0 +1,130 @@
+"""What projectors cost, and sizes at which comparing them is fair."""
+
+from dataclasses import dataclass
+
+import torch
+
+from ..modeling.configuration_llm_asr import LlmAsrConfig, LlmAsrProjectorConfig
+from ..modeling.projector_llm_asr import build_projector
+
+
+@dataclass
+class ProjectorCost:
+    """
+    Cost of a projector.
+
+    Attributes:
+        total_parameters (`int`): All parameters.
+        active_parameters (`int`): Those that one frame meets: experts that it is not sent to are left out. With
+            `merge="parameters"` all experts are met.
+        flops_per_second (`float`): Floating point operations (a multiplication and an addition are two) for a second of
+            audio, of the convolutions, the integration and the products with parameters.
+    """
+
+    total_parameters: int
+    active_parameters: int
+    flops_per_second: float
+
+
+def projector_cost(config: LlmAsrConfig, tokens_per_second: float | None = None) -> ProjectorCost:
+    """
+    Parameters and operations of the projector that `config` describes.
+
+    Args:
+        config ([`LlmAsrConfig`]): Configuration of the model.
+        tokens_per_second (`float`, *optional*): Embeddings that CIF fires a second, as measured. Defaults to
+            `expected_tokens_per_second`; without CIF, the rate is known.
+
+    Returns:
+        [`ProjectorCost`]
+    """
+    projector_config = config.projector_config
+    with torch.device("meta"):
+        projector = build_projector(config)
+    total = sum(parameter.numel() for parameter in projector.parameters())
+    rate = 1 / config.projector_frame_period
+    if not projector_config.uses_cif:
+        tokens_per_second = rate
+    elif tokens_per_second is None:
+        tokens_per_second = projector_config.expected_tokens_per_second
+
+    flops, frame_rate = 0.0, config.audio_frame_rate
+    for conv, stride in zip(projector.downsampler.convs, projector.downsampler.strides, strict=True):
+        frame_rate /= stride
+        flops += 2 * conv.weight.numel() * frame_rate
+    if projector_config.uses_cif:
+        # Weighing the frames, and integrating them.
+        weights = sum(parameter.numel() for parameter in projector.cif.parameters() if parameter.ndim > 1)
+        flops += 2 * (weights + projector_config.hidden_size) * rate
+    if not projector_config.uses_experts:
+        matrices = sum(parameter.numel() for parameter in projector.mlp.parameters() if parameter.ndim > 1)
+        return ProjectorCost(total, total, flops + 2 * matrices * tokens_per_second)
+
+    moe = projector.moe
+    one_expert = (moe.experts.up_proj.numel() + moe.experts.down_proj.numel()) // projector_config.num_experts
+    router = sum(parameter.numel() for parameter in moe.router.parameters())
+    shared = (
+        0 if moe.shared_experts is None else sum(parameter.numel() for parameter in moe.shared_experts.parameters())
+    )
+    if projector_config.merge == "parameters":
+        # One merged expert works on the frames; merging costs once a recording, which has no fixed length.
+        return ProjectorCost(total, total, flops + 2 * (one_expert + shared) * tokens_per_second)
+    idle = projector_config.num_experts - projector_config.num_experts_per_tok
+    routed = projector_config.num_experts_per_tok * one_expert
+    if projector_config.routing_level == "frame":
+        routed += router
+    return ProjectorCost(total, total - idle * one_expert, flops + 2 * (routed + shared) * tokens_per_second)
+
+
+def match_parameters(
+    projector_type: str, reference: LlmAsrConfig, parameters: str = "total", **projector_kwargs
+) -> LlmAsrProjectorConfig:
+    """
+    Configuration of a projector without experts that has as many parameters as `reference`, by the width between its two
+    linear layers.
+
+    Args:
+        projector_type (`str`): `"conv"` or `"cif"`.
+        reference ([`LlmAsrConfig`]): Configuration of the model to match.
+        parameters (`str`, *optional*, defaults to `"total"`): `"total"` or `"active"`.
+        projector_kwargs: Further fields of [`LlmAsrProjectorConfig`]; `hidden_size` and others default to those of
+            `reference`.
+
+    Returns:
+        [`LlmAsrProjectorConfig`]: With the number of parameters as near as a whole `intermediate_size` gets.
+
+    Raises:
+        `ValueError`: If the type has experts, or even the narrowest projector has more parameters.
+    """
+    if parameters not in ("total", "active"):
+        raise ValueError(f"`parameters` must be 'total' or 'active', got {parameters!r}.")
+    wanted = getattr(projector_cost(reference), f"{parameters}_parameters")
+    fields = ("hidden_size", "hidden_act", "conv_kernel_size", "cif_threshold", "expected_tokens_per_second")
+    options = {name: getattr(reference.projector_config, name) for name in fields}
+
+    def build(width: int) -> LlmAsrProjectorConfig:
+        config = LlmAsrProjectorConfig(
+            projector_type=projector_type, intermediate_size=width, **{**options, **projector_kwargs}
+        )
+        if config.uses_experts:
+            raise ValueError(f"`projector_type` must be 'conv' or 'cif', got {projector_type!r}.")
+        return config
+
+    def count(width: int) -> int:
+        config = LlmAsrConfig(
+            audio_config=reference.audio_config, text_config=reference.text_config, projector_config=build(width)
+        )
+        return projector_cost(config).total_parameters
+
+    # Parameters are linear in the width.
+    narrowest = count(1)
+    width = 1 + round((wanted - narrowest) / (count(2) - narrowest))
+    if width < 1:
+        raise ValueError(
+            f"`reference` has {wanted} {parameters} parameters, and a {projector_type!r} projector at least {narrowest}; "
+            "make `hidden_size` smaller."
+        )
+    return build(width)
+
+
+__all__ = ["ProjectorCost", "match_parameters", "projector_cost"]
