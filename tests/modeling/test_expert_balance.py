@@ -4,8 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
+from tiny_models import compose
 
+from llm_asr import LlmAsrForConditionalGeneration
 from llm_asr.modeling.expert_balance import ExpertBalance, count_expert_load, load_balancing_loss, router_z_loss
+from llm_asr.training.lora import add_lora
 
 
 def choose(router_logits, num_experts_per_tok):
@@ -157,3 +161,39 @@ def test_two_processes_are_one_with_a_batch_twice_as_large(tmp_path, accumulatio
     torch.testing.assert_close(two["weights"], one["weights"], rtol=1e-4, atol=1e-5)
     assert torch.equal(two["bias"], one["bias"])
     assert one["bias"].any()
+
+
+@pytest.mark.slow
+def test_experts_shard_by_fsdp2_like_any_parameter(tmp_path):
+    script = Path(__file__).with_name("shard_model.py")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    result = subprocess.run([sys.executable, *launcher, str(script), str(tmp_path)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_bias_is_saved_in_float32_and_statistics_are_not(parts, tmp_path):
+    model, _ = compose(parts, "moe_cif", router_bias_update_rate=0.01)
+    balance = model.model.projector.moe.balance
+    balance.e_score_correction_bias.copy_(torch.tensor([0.101, -0.203, 0.0, 0.001]))
+    balance.expert_load.fill_(3.0)
+    model.save_pretrained(tmp_path)
+    for dtype in (torch.float32, torch.bfloat16):
+        loaded = LlmAsrForConditionalGeneration.from_pretrained(tmp_path, dtype=dtype).model.projector.moe
+        assert loaded.experts.up_proj.dtype == dtype
+        assert torch.equal(loaded.balance.e_score_correction_bias, balance.e_score_correction_bias)
+        assert loaded.balance.expert_load.dtype == torch.float32
+        assert not loaded.balance.expert_load.any()
+
+
+def test_the_bias_goes_with_a_lora_adapter(parts, tmp_path):
+    model, processor = compose(parts, "moe_cif", router_bias_update_rate=0.01)
+    adapted = add_lora(model, rank=2, alpha=4, dropout=0.0).train()
+    recordings = [0.1 * torch.randn(length).numpy() for length in (8000, 12000)]
+    batch = processor.apply_transcription_request(recordings, transcription=["one two", "tres"])
+    adapted(**batch)
+    bias = adapted.get_base_model().model.projector.moe.balance.e_score_correction_bias.clone()
+    assert bias.any()
+    adapted.save_pretrained(tmp_path)
+    fresh, _ = compose(parts, "moe_cif", router_bias_update_rate=0.01)
+    loaded = PeftModel.from_pretrained(fresh, tmp_path).get_base_model().model.projector.moe.balance
+    assert torch.equal(loaded.e_score_correction_bias, bias)

@@ -93,7 +93,7 @@ class ExpertBalance(nn.Module):
         self.bias_update_rate = bias_update_rate
         self.register_buffer("e_score_correction_bias", torch.zeros(num_experts) if bias_update_rate else None)
         # Of the step in the making.
-        self.register_buffer("expert_load", torch.zeros(num_experts), persistent=False)
+        self.register_buffer("expert_load", torch.zeros(num_experts, dtype=torch.float32), persistent=False)
         self.register_buffer("num_labels", torch.zeros((), dtype=torch.long), persistent=False)
         self.register_buffer("num_items", torch.zeros((), dtype=torch.long), persistent=False)
 

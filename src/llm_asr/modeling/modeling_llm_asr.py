@@ -141,8 +141,8 @@ class LlmAsrPreTrainedModel(PreTrainedModel):
     input_modalities = ("audio", "text")
     supports_gradient_checkpointing = True
     _skip_keys_device_placement = ["past_key_values"]
-    # Too fine for lower precision: the bias moves in small steps, and loads are counts.
-    _keep_in_fp32_modules_strict = ["e_score_correction_bias", "expert_load"]
+    # It moves in steps too small for lower precision.
+    _keep_in_fp32_modules_strict = ["e_score_correction_bias"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_attention_backend = True
