@@ -58,6 +58,7 @@ def load_model(args: ModelArguments) -> tuple[LlmAsrForConditionalGeneration, Ll
         projector_type=args.projector_type,
         freeze_audio=args.freeze_audio,
         freeze_text=args.freeze_text,
+        encoder_padding=args.encoder_padding,
         processor=processor,
         **projector,
     )

@@ -201,3 +201,10 @@ def test_boundary_values_are_accepted():
         conv_strides=[1],
     )
     assert config.downsampling == 1
+
+
+def test_encoder_padding_is_checked():
+    with pytest.raises(ValueError, match="`encoder_padding` must be one of .*'longest', 'max_length'.*, got '30s'"):
+        LlmAsrConfig(encoder_padding="30s")
+    with pytest.raises(ValueError, match="`encoder_padding='max_length'` is for Whisper"):
+        LlmAsrConfig(encoder_padding="max_length", audio_config={"model_type": "parakeet_encoder"})

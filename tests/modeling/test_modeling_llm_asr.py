@@ -11,6 +11,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSpeechSeq2Seq,
     GenerationConfig,
+    WhisperFeatureExtractor,
     set_seed,
 )
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
@@ -821,3 +822,49 @@ def test_whisper_padding_does_not_matter(parts, length):
     together, mask = ours(soiled, mask)
     torch.testing.assert_close(together[0][mask[0]], alone[0], **KERNEL_NOISE)
     torch.testing.assert_close(together[1], ours(features[1:], torch.ones(1, 300))[0][0], **KERNEL_NOISE)
+
+
+def recordings_that_end_in_silence(*num_samples):
+    """So that the last window of a recording, which reaches beyond its end, holds nothing there."""
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.cat([0.1 * torch.randn(count, generator=generator), torch.zeros(400)]).numpy() for count in num_samples
+    ]
+
+
+def test_max_length_is_what_whisper_does(parts):
+    """Also for quiet recordings, whose silence is the extractor's floor."""
+    ours, whisper = whisper_encoders(parts)
+    extractor = WhisperFeatureExtractor.from_pretrained(parts["whisper"])
+    loud, long = recordings_that_end_in_silence(7600, 30000)
+    features = extractor(
+        [loud, long, 1e-5 * long], sampling_rate=16000, return_attention_mask=True, return_tensors="pt"
+    )
+    expected = whisper(features["input_features"]).last_hidden_state
+    # Cut as the processor cuts them, with anything at all where padding was.
+    longest = int(features["attention_mask"].sum(-1).max())
+    mask = features["attention_mask"][:, :longest]
+    cut = features["input_features"][..., :longest].masked_fill(~mask[:, None].bool(), float("nan"))
+    hidden_states, real = ours(cut, mask, padding="max_length")
+    assert real.sum(-1).tolist() == [25, 95, 95]
+    torch.testing.assert_close(hidden_states[real], expected[:, : real.shape[1]][real], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(hidden_states[real], ours(cut, mask)[0][real], atol=1e-2)
+
+
+def test_encoder_padding_is_a_part_of_the_checkpoint(parts, tmp_path):
+    model, processor = compose(parts, "moe_cif", encoder_padding="max_length")
+    model.save_pretrained(tmp_path)
+    loaded = LlmAsrForConditionalGeneration.from_pretrained(tmp_path)
+    assert loaded.config.encoder_padding == "max_length"
+    audio = recordings_that_end_in_silence(7600, 30000)
+    together = processor.apply_transcription_request(audio)
+    tokens = loaded.generate(**together, **GREEDY)
+    for row, recording in enumerate(audio):
+        for audio_padding in ("longest", "max_length"):
+            alone = processor.apply_transcription_request(recording, audio_padding=audio_padding)
+            assert torch.equal(loaded.generate(**alone, **GREEDY)[0], tokens[row])
+    plain, _ = compose(parts, "moe_cif")
+    longest = plain.model.get_audio_hidden_states(together["input_features"], together["input_features_mask"])[0]
+    padded = loaded.model.get_audio_hidden_states(together["input_features"], together["input_features_mask"])[0]
+    assert longest.shape == padded.shape
+    assert not torch.allclose(longest, padded, atol=1e-2)

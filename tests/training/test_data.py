@@ -121,3 +121,6 @@ def test_the_cache_computes_nothing_twice_and_knows_its_encoder(dataset_file, pa
         next(model.model.audio_tower.parameters()).add_(1.0)
     other = cache_audio_hidden_states(dataset, model, processor, tmp_path)["audio_hidden_states"]
     assert not set(other) & set(first)
+    model.config.encoder_padding = "max_length"
+    padded = cache_audio_hidden_states(dataset, model, processor, tmp_path)["audio_hidden_states"]
+    assert not set(padded) & {*first, *other}

@@ -24,12 +24,13 @@ class LlmAsrWhisperEncoder(WhisperEncoder):
             init.copy_(module.weight, sinusoids(*module.weight.shape))
 
     def forward(
-        self, input_features: torch.Tensor, attention_mask: torch.Tensor, **kwargs
+        self, input_features: torch.Tensor, attention_mask: torch.Tensor, padding: str = "longest", **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
             input_features (`torch.Tensor` of shape `(num_recordings, num_mel_bins, num_mel_frames)`): Log-mel features.
             attention_mask (`torch.Tensor` of shape `(num_recordings, num_mel_frames)`): Non-zero for real mel frames.
+            padding (`str`, *optional*, defaults to `"longest"`): See [`LlmAsrConfig`].
 
         Returns:
             `tuple(torch.Tensor)`: Hidden states of shape `(num_recordings, num_frames, d_model)` and a boolean mask.
@@ -47,9 +48,15 @@ class LlmAsrWhisperEncoder(WhisperEncoder):
                 "the recording."
             )
         attention_mask = attention_mask[:, :num_mel_frames]
-        visible = attention_mask[:, None, :]
+        input_features = input_features[:, :, :num_mel_frames]
+        if padding == "max_length":
+            real = attention_mask[:, ::2]
+            silent = pad_with_silence(input_features, attention_mask, max_mel_frames)
+            hidden_states, _ = self(silent, attention_mask.new_ones(len(silent), max_mel_frames), **kwargs)
+            return hidden_states[:, : real.shape[1]], real
 
-        hidden_states = input_features[:, :, :num_mel_frames].masked_fill(~visible, 0.0)
+        visible = attention_mask[:, None, :]
+        hidden_states = input_features.masked_fill(~visible, 0.0)
         # A convolution pads its input with zeros, so that a recording's border must be zero in a batch too.
         hidden_states = nn.functional.gelu(self.conv1(hidden_states)).masked_fill(~visible, 0.0)
         hidden_states = nn.functional.gelu(self.conv2(hidden_states)).transpose(1, 2)
@@ -65,6 +72,27 @@ class LlmAsrWhisperEncoder(WhisperEncoder):
                 continue
             hidden_states = layer(hidden_states, layer_mask, **kwargs)
         return self.layer_norm(hidden_states), attention_mask
+
+
+def pad_with_silence(input_features: torch.Tensor, attention_mask: torch.Tensor, num_mel_frames: int) -> torch.Tensor:
+    """
+    Put in the place of padding what Whisper's feature extractor makes of silence: 8 below the recording's largest base-10
+    log-mel value or, at the least, the logarithm of its floor of 1e-10; both after its scaling `(x + 4) / 4`.
+
+    Args:
+        input_features (`torch.Tensor` of shape `(num_recordings, num_mel_bins, num_given_frames)`): Log-mel features.
+        attention_mask (`torch.BoolTensor` of shape `(num_recordings, num_given_frames)`): True for real mel frames.
+        num_mel_frames (`int`): Frames wanted.
+
+    Returns:
+        `torch.Tensor` of shape `(num_recordings, num_mel_bins, num_mel_frames)`.
+    """
+    visible = attention_mask[:, None, :]
+    loudest = input_features.masked_fill(~visible, -torch.inf).amax(dim=(1, 2))
+    silence = (loudest - 2.0).clamp(min=-1.5)[:, None, None]
+    padded = silence.expand(-1, input_features.shape[1], num_mel_frames).clone()
+    padded[:, :, : visible.shape[-1]] = torch.where(visible, input_features, silence)
+    return padded
 
 
 AUDIO_TOWERS = ("whisper", "wav2vec2-bert", "parakeet_encoder")
@@ -120,7 +148,7 @@ def load_audio_tower(audio: str, audio_config: PreTrainedConfig, **kwargs) -> nn
 
 
 def run_audio_tower(
-    audio_tower: nn.Module, input_features: torch.Tensor, input_features_mask: torch.Tensor, **kwargs
+    audio_tower: nn.Module, input_features: torch.Tensor, input_features_mask: torch.Tensor, padding: str, **kwargs
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Encode a padded batch of features with any supported encoder.
@@ -130,6 +158,7 @@ def run_audio_tower(
         input_features (`torch.Tensor`): As the encoder's own feature extractor makes them: `(num_recordings,
             num_mel_bins, num_feature_frames)` for Whisper, `(num_recordings, num_feature_frames, feature_size)` else.
         input_features_mask (`torch.Tensor` of shape `(num_recordings, num_feature_frames)`): Non-zero for real frames.
+        padding (`str`): `encoder_padding` of [`LlmAsrConfig`].
 
     Returns:
         `tuple(torch.Tensor)`: Hidden states of shape `(num_recordings, num_frames, audio_hidden_size)` and a boolean mask
@@ -137,7 +166,7 @@ def run_audio_tower(
     """
     model_type = audio_tower.config.model_type
     if model_type == "whisper":
-        return audio_tower(input_features, input_features_mask, **kwargs)
+        return audio_tower(input_features, input_features_mask, padding, **kwargs)
     outputs = audio_tower(input_features, attention_mask=input_features_mask, **kwargs)
     if model_type == "parakeet_encoder":
         return outputs.last_hidden_state, outputs.attention_mask.bool()

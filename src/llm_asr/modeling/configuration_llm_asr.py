@@ -15,6 +15,7 @@ PROJECTOR_TYPES = ("conv", "moe", "cif", "moe_cif")
 ROUTER_TYPES = ("linear", "mlp")
 ROUTING_LEVELS = ("frame", "utterance")
 MERGES = ("output", "parameters")
+ENCODER_PADDINGS = ("longest", "max_length")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -243,6 +244,10 @@ class LlmAsrConfig(PreTrainedConfig):
             Token that stands for one recording in `input_ids`.
         audio_frame_rate (`float`, *optional*, defaults to 50.0):
             Frames per second that the speech encoder puts out.
+        encoder_padding (`str`, *optional*, defaults to `"longest"`):
+            `"longest"` runs the speech encoder at the length of the longest recording of a batch, and masks what is
+            padding. `"max_length"` runs a Whisper encoder over 30 s of which the rest is silence, as it was trained. The
+            projector must see in use what it saw in training, so this is a part of the checkpoint.
         pad_token_id (`int`, *optional*):
             Padding token of the language model.
 
@@ -282,13 +287,23 @@ class LlmAsrConfig(PreTrainedConfig):
     projector_config: dict | PreTrainedConfig | None = None
     audio_token_id: int = 151665
     audio_frame_rate: float | int = 50.0
+    encoder_padding: str = "longest"
     pad_token_id: int | None = None
     tie_word_embeddings: bool | None = None
 
     def __post_init__(self, **kwargs):
         _require(self.audio_token_id >= 0, f"`audio_token_id` must not be negative, got {self.audio_token_id}.")
         _require(self.audio_frame_rate > 0, f"`audio_frame_rate` must be positive, got {self.audio_frame_rate}.")
+        _require(
+            self.encoder_padding in ENCODER_PADDINGS,
+            f"`encoder_padding` must be one of {list(ENCODER_PADDINGS)}, got {self.encoder_padding!r}.",
+        )
         super().__post_init__(**kwargs)
+        _require(
+            self.encoder_padding == "longest" or self.audio_config.model_type == "whisper",
+            f"`encoder_padding='max_length'` is for Whisper, whose windows have a fixed length, and `audio_config` has "
+            f"model_type {self.audio_config.model_type!r}; use 'longest'.",
+        )
         # The head belongs to the language model, so tying is its business; a copy here is what Transformers reads.
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
 

@@ -238,7 +238,11 @@ class LlmAsrModel(LlmAsrPreTrainedModel):
             raise ValueError(f"`input_features_mask` leaves no frame to recording(s) {empty}; remove them.")
         with torch.no_grad() if is_frozen(self.audio_tower) else nullcontext():
             return run_audio_tower(
-                self.audio_tower, input_features.to(self.audio_tower.dtype), input_features_mask, **kwargs
+                self.audio_tower,
+                input_features.to(self.audio_tower.dtype),
+                input_features_mask,
+                self.config.encoder_padding,
+                **kwargs,
             )
 
     @can_return_tuple
@@ -436,6 +440,7 @@ class LlmAsrForConditionalGeneration(LlmAsrPreTrainedModel, GenerationMixin):
         *,
         freeze_audio: bool = True,
         freeze_text: bool = True,
+        encoder_padding: str = "longest",
         processor=None,
         audio_kwargs: dict | None = None,
         text_kwargs: dict | None = None,
@@ -455,6 +460,8 @@ class LlmAsrForConditionalGeneration(LlmAsrPreTrainedModel, GenerationMixin):
                 Whether the speech encoder is frozen.
             freeze_text (`bool`, *optional*, defaults to `True`):
                 Whether the language model and its head are frozen.
+            encoder_padding (`str`, *optional*, defaults to `"longest"`):
+                See [`LlmAsrConfig`].
             processor ([`LlmAsrProcessor`], *optional*):
                 The processor the model is to work with. Defaults to the one that
                 `LlmAsrProcessor.from_audio_text_pretrained(audio, text)` composes.
@@ -496,6 +503,7 @@ class LlmAsrForConditionalGeneration(LlmAsrPreTrainedModel, GenerationMixin):
             audio_token_id=processor.audio_token_id,
             pad_token_id=processor.tokenizer.pad_token_id,
             audio_frame_rate=processor.sampling_rate / processor.samples_per_frame,
+            encoder_padding=encoder_padding,
             # A new composite configuration would reset what the parts resolved when they were loaded.
             attn_implementation={
                 "audio_config": audio_tower.config._attn_implementation,

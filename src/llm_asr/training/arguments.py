@@ -18,6 +18,9 @@ class ModelArguments:
     projector: dict | str = field(
         default_factory=dict, metadata={"help": "Further fields of `LlmAsrProjectorConfig`, as JSON."}
     )
+    encoder_padding: str = field(
+        default="longest", metadata={"help": "Run the speech encoder at the batch's length, or at max_length."}
+    )
     freeze_audio: bool = field(default=True, metadata={"help": "Keep the speech encoder as it is."})
     freeze_text: bool = field(default=True, metadata={"help": "Keep the language model as it is, but for LoRA."})
     lora_rank: int = field(default=0, metadata={"help": "Rank of LoRA on the language model; 0 for none."})

@@ -85,6 +85,8 @@ def _encode(model: LlmAsrForConditionalGeneration, processor: LlmAsrProcessor, b
 
 def _encoder_fingerprint(model: LlmAsrForConditionalGeneration, processor: LlmAsrProcessor) -> bytes:
     digest = hashlib.sha256(processor.feature_extractor.to_json_string().encode())
+    if model.config.encoder_padding != "longest":
+        digest.update(model.config.encoder_padding.encode())
     for name, tensor in model.model.audio_tower.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
