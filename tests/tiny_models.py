@@ -47,7 +47,8 @@ PROJECTOR_KWARGS = {
 }
 
 
-def save_tiny_whisper(folder: str) -> None:
+def save_tiny_whisper(folder: str, seconds: int = 3) -> None:
+    """With a window of so many seconds."""
     config = WhisperConfig(
         vocab_size=64,
         num_mel_bins=16,
@@ -58,7 +59,7 @@ def save_tiny_whisper(folder: str) -> None:
         decoder_layers=1,
         decoder_attention_heads=2,
         decoder_ffn_dim=48,
-        max_source_positions=150,
+        max_source_positions=50 * seconds,
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,
@@ -69,7 +70,7 @@ def save_tiny_whisper(folder: str) -> None:
     model.generation_config.suppress_tokens = None
     model.generation_config.begin_suppress_tokens = None
     model.save_pretrained(folder)
-    WhisperFeatureExtractor(feature_size=16, chunk_length=3).save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=16, chunk_length=seconds).save_pretrained(folder)
 
 
 def save_tiny_wav2vec2_bert(folder: str, **kwargs) -> None:

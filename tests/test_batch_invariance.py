@@ -1,0 +1,67 @@
+"""A recording decodes to the same tokens alone and in any batch."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import compose, save_tiny_whisper
+
+from llm_asr import LlmAsrForConditionalGeneration, LlmAsrProcessor
+from llm_asr.modeling.configuration_llm_asr import PROJECTOR_TYPES
+
+
+SECONDS = np.linspace(0.3, 28, 16)
+
+
+@pytest.fixture(scope="module")
+def recordings():
+    """Sixteen of 0.3 to 28 s: tones that change, so that their frames differ."""
+    generator = np.random.default_rng(0)
+    waveforms = []
+    for seconds in SECONDS:
+        pitches = generator.uniform(100, 2000, size=int(seconds * 4) + 1).repeat(4000)[: int(seconds * 16000)]
+        tone = np.sin(2 * np.pi * np.cumsum(pitches) / 16000)
+        waveforms.append((0.3 * tone + 0.02 * generator.standard_normal(len(tone))).astype("float32"))
+    return waveforms
+
+
+@pytest.fixture(scope="module")
+def window_parts(parts, tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("window"))
+    save_tiny_whisper(folder, seconds=30)
+    return {**parts, "window": folder}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("projector_type", PROJECTOR_TYPES)
+def test_greedy_output_is_the_same_in_every_batch(
+    window_parts, recordings, tmp_path, projector_type, attn_implementation
+):
+    composed, processor = compose(window_parts, projector_type, audio="window", expected_tokens_per_second=2.0)
+    composed.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    model = LlmAsrForConditionalGeneration.from_pretrained(tmp_path, attn_implementation=attn_implementation)
+    processor = LlmAsrProcessor.from_pretrained(tmp_path)
+    assert model.config.audio_config._attn_implementation == attn_implementation
+
+    def transcribe(audio, use_cache):
+        inputs = processor.apply_transcription_request(audio)
+        outputs = model.generate(
+            **inputs,
+            do_sample=False,
+            min_new_tokens=8,
+            max_new_tokens=8,
+            use_cache=use_cache,
+            return_dict_in_generate=True,
+        )
+        return outputs.sequences, outputs.audio_lengths
+
+    alone = [transcribe(recording, use_cache=True) for recording in recordings]
+    tokens = torch.cat([sequences for sequences, _ in alone])
+    lengths = torch.cat([length for _, length in alone])
+    assert len(tokens.unique(dim=0)) > 4, "the recordings must differ for the test to say anything"
+    for use_cache in (True, False):
+        for order in (range(16), range(15, -1, -1)):
+            sequences, audio_lengths = transcribe([recordings[index] for index in order], use_cache)
+            assert torch.equal(audio_lengths, lengths[list(order)])
+            assert torch.equal(sequences, tokens[list(order)])
