@@ -94,6 +94,11 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
             source). Above zero it silences frames between tokens, and such frames no longer learn.
         quantity_loss_coef (`float`, *optional*, defaults to 1.0):
             Weight of the CIF quantity loss (arXiv 1905.11235, section 3.2).
+        draft_head (`bool`, *optional*, defaults to `False`):
+            Whether a head reads drafts of transcripts off CIF's embeddings, which `generate(use_draft=True)` has the
+            language model verify (self-speculative decoding, arXiv 2603.11243).
+        draft_loss_coef (`float`, *optional*, defaults to 0.3):
+            Weight of the cross-entropy of the drafts.
         expected_tokens_per_second (`float`, *optional*, defaults to 4.0):
             Firing rate of the untrained CIF weights: the bias of the weight predictor is initialised to it.
         initializer_range (`float`, *optional*, defaults to 0.02):
@@ -126,6 +131,8 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
     cif_smooth_factor: float | int = 1.0
     cif_noise_threshold: float | int = 0.0
     quantity_loss_coef: float | int = 1.0
+    draft_head: bool = False
+    draft_loss_coef: float | int = 0.3
     expected_tokens_per_second: float | int = 4.0
     initializer_range: float | int = 0.02
 
@@ -160,6 +167,7 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
             "router_bias_update_rate",
             "router_z_loss_coef",
             "quantity_loss_coef",
+            "draft_loss_coef",
             "cif_noise_threshold",
             "initializer_range",
         ):
@@ -205,6 +213,11 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
             not self.router_bias_update_rate or self.num_experts_per_tok < self.num_experts,
             "`router_bias_update_rate` balances a choice, and `num_experts_per_tok == num_experts` leaves none; set it to "
             "zero.",
+        )
+        _require(
+            not self.draft_head or self.uses_cif,
+            f"`draft_head` reads one token off each of CIF's embeddings, and `projector_type` is {self.projector_type!r}; use "
+            "'cif' or 'moe_cif'.",
         )
         super().__post_init__(**kwargs)
 
@@ -266,6 +279,7 @@ class LlmAsrConfig(PreTrainedConfig):
         "past_key_values",
         "lm_loss",
         "quantity_loss",
+        "draft_loss",
         "router_aux_loss",
         "router_z_loss",
         "router_logits",

@@ -12,11 +12,13 @@ class AudioRuns:
 
     Attributes:
         mask (`torch.BoolTensor` of shape `(batch_size, sequence_length)`): True at audio tokens that are attended to.
+        rows (`torch.LongTensor` of shape `(num_recordings,)`): Row of each recording.
         lengths (`torch.LongTensor` of shape `(num_recordings,)`, *optional*): Tokens in each run where the prompt was
             expanded beforehand; `None` where each recording has one token that the model is to expand.
     """
 
     mask: torch.Tensor
+    rows: torch.Tensor
     lengths: torch.Tensor | None
 
 
@@ -38,16 +40,16 @@ def find_audio_runs(
     mask = (input_ids == audio_token_id) & attention_mask.bool()
     num_tokens = int(mask.sum())
     if num_tokens == num_recordings:
-        return AudioRuns(mask=mask, lengths=None)
-    before = torch.nn.functional.pad(mask, (1, 0))[:, :-1]
-    run = (mask & ~before).flatten().cumsum(0)[mask.flatten()] - 1
+        return AudioRuns(mask=mask, rows=mask.nonzero()[:, 0], lengths=None)
+    starts = mask & ~torch.nn.functional.pad(mask, (1, 0))[:, :-1]
+    run = starts.flatten().cumsum(0)[mask.flatten()] - 1
     num_runs = int(run[-1]) + 1 if num_tokens else 0
     if num_runs != num_recordings:
         raise ValueError(
             f"`input_ids` has {num_tokens} audio token(s) in {num_runs} run(s) and there are {num_recordings} "
             "recording(s); write one audio token, or one run of audio tokens, for each recording."
         )
-    return AudioRuns(mask=mask, lengths=torch.bincount(run, minlength=num_runs))
+    return AudioRuns(mask=mask, rows=starts.nonzero()[:, 0], lengths=torch.bincount(run, minlength=num_runs))
 
 
 @dataclass

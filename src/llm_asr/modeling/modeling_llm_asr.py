@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers import initialization as init
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationConfig, GenerationMixin
+from transformers.generation import GenerationConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
@@ -20,10 +20,16 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from .audio_tower import build_audio_tower, load_audio_tower, run_audio_tower
 from .cif import AlphaProjection, quantity_loss
 from .configuration_llm_asr import LlmAsrConfig, LlmAsrProjectorConfig
+from .draft_head import DraftHead, draft_labels
 from .expert_balance import ExpertBalance
+from .generation_llm_asr import LlmAsrGenerationMixin
 from .merging import MergedInputs, find_audio_runs, merge_audio
 from .mixture_of_experts import Experts, TopKRouter
 from .projector_llm_asr import build_projector
+
+
+# Above what is spoken and read in any script, and below what a repeating model writes.
+MAX_NEW_TOKENS_PER_SECOND = 20.0
 
 
 @dataclass
@@ -38,6 +44,8 @@ class LlmAsrAudioOutput(ModelOutput):
             Packed projected embeddings.
         audio_lengths (`torch.LongTensor` of shape `(num_recordings,)`):
             Embeddings of each recording.
+        num_frames (`torch.LongTensor` of shape `(num_recordings,)`):
+            Real frames of `last_hidden_state`.
         router_logits (`torch.FloatTensor` of shape `(sum(audio_lengths), num_experts)`, *optional*):
             With a mixture of experts.
         selected_experts (`torch.LongTensor` of shape `(sum(audio_lengths), num_experts_per_tok)`, *optional*):
@@ -53,6 +61,7 @@ class LlmAsrAudioOutput(ModelOutput):
     last_hidden_state: torch.FloatTensor | None = None
     pooler_output: torch.FloatTensor | None = None
     audio_lengths: torch.LongTensor | None = None
+    num_frames: torch.LongTensor | None = None
     router_logits: torch.FloatTensor | None = None
     selected_experts: torch.LongTensor | None = None
     alphas: torch.FloatTensor | None = None
@@ -83,8 +92,8 @@ class LlmAsrCausalLMOutputWithPast(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` is provided):
-            `lm_loss + quantity_loss_coef * quantity_loss + router_aux_loss_coef * router_aux_loss +
-            router_z_loss_coef * router_z_loss`, of the parts that the projector has.
+            `lm_loss + quantity_loss_coef * quantity_loss + draft_loss_coef * draft_loss + router_aux_loss_coef *
+            router_aux_loss + router_z_loss_coef * router_z_loss`, of the parts that the model has.
         logits (`torch.FloatTensor` of shape `(batch_size, sequence_length, vocab_size)`):
             Prediction scores over the merged sequence, in which each audio token grew to its recording.
         past_key_values (`Cache`, *optional*):
@@ -95,6 +104,8 @@ class LlmAsrCausalLMOutputWithPast(ModelOutput):
             Cross-entropy of the labels.
         quantity_loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
             Error of CIF's predicted number of tokens, per label.
+        draft_loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
+            Cross-entropy of the drafts.
         router_aux_loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
             Load-balancing loss.
         router_z_loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
@@ -122,6 +133,7 @@ class LlmAsrCausalLMOutputWithPast(ModelOutput):
     attentions: tuple[torch.FloatTensor] | None = None
     lm_loss: torch.FloatTensor | None = None
     quantity_loss: torch.FloatTensor | None = None
+    draft_loss: torch.FloatTensor | None = None
     router_aux_loss: torch.FloatTensor | None = None
     router_z_loss: torch.FloatTensor | None = None
     router_logits: torch.FloatTensor | None = None
@@ -285,6 +297,7 @@ class LlmAsrModel(LlmAsrPreTrainedModel):
             last_hidden_state=audio_hidden_states,
             pooler_output=projected.embeds,
             audio_lengths=projected.lengths,
+            num_frames=mask.sum(-1),
             router_logits=projected.router_logits,
             selected_experts=projected.selected_experts,
             alphas=projected.alphas,
@@ -397,7 +410,7 @@ class LlmAsrModel(LlmAsrPreTrainedModel):
         )
 
 
-class LlmAsrForConditionalGeneration(LlmAsrPreTrainedModel, GenerationMixin):
+class LlmAsrForConditionalGeneration(LlmAsrPreTrainedModel, LlmAsrGenerationMixin):
     """
     Speech recognition with a speech encoder, a projector and a causal language model with its head.
 
@@ -426,6 +439,7 @@ class LlmAsrForConditionalGeneration(LlmAsrPreTrainedModel, GenerationMixin):
         else:
             self.model = LlmAsrModel(config, audio_tower, text_model.base_model)
             self.lm_head = text_model.get_output_embeddings()
+        self.draft_head = DraftHead(config) if config.projector_config.draft_head else None
         embeddings = self.get_input_embeddings()
         name = next(name for name, module in self.named_modules() if module is embeddings)
         self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
@@ -511,7 +525,7 @@ class LlmAsrForConditionalGeneration(LlmAsrPreTrainedModel, GenerationMixin):
             },
         )
         generation_config = GenerationConfig(
-            max_new_tokens=256,
+            max_new_tokens_per_second=MAX_NEW_TOKENS_PER_SECOND,
             num_beams=1,
             do_sample=False,
             bos_token_id=processor.tokenizer.bos_token_id,
@@ -620,11 +634,10 @@ class LlmAsrForConditionalGeneration(LlmAsrPreTrainedModel, GenerationMixin):
 
         losses = {}
         if labels is not None:
-            if outputs.merged_inputs is not None:
-                labels = outputs.merged_inputs.spread(labels)
+            answers = labels if outputs.merged_inputs is None else outputs.merged_inputs.spread(labels)
             losses["lm_loss"] = self.loss_function(
                 logits=logits,
-                labels=labels,
+                labels=answers,
                 vocab_size=self.config.text_config.vocab_size,
                 num_items_in_batch=num_items_in_batch,
             )
@@ -664,10 +677,11 @@ class LlmAsrForConditionalGeneration(LlmAsrPreTrainedModel, GenerationMixin):
                 f"`target_lengths` must be passed when rows hold several recordings ({recordings.shape[0]} recordings in "
                 f"{labels.shape[0]} rows)."
             )
-        eos_token_id = self.generation_config.eos_token_id
-        if eos_token_id is None:
-            return is_target.sum(-1)
-        return (is_target & ~torch.isin(labels, torch.tensor(eos_token_id, device=labels.device))).sum(-1)
+        return (is_target & ~torch.isin(labels, self._eos_token_ids(labels.device))).sum(-1)
+
+    def _eos_token_ids(self, device: torch.device) -> torch.Tensor:
+        token_ids = self.generation_config.eos_token_id
+        return torch.tensor([] if token_ids is None else token_ids, dtype=torch.long, device=device).flatten()
 
     def _projector_losses(
         self,
@@ -676,121 +690,44 @@ class LlmAsrForConditionalGeneration(LlmAsrPreTrainedModel, GenerationMixin):
         target_lengths: torch.Tensor | None,
         num_items_in_batch: torch.Tensor | int | None,
     ) -> dict[str, torch.Tensor]:
-        """The parts of the loss that the projector has, normalised like the language modelling loss."""
+        """The parts of the loss beside the language modelling loss, normalised like it."""
         losses = {}
         num_labels = (labels != -100).sum()
         num_items = num_labels if num_items_in_batch is None else num_items_in_batch
         if audio.quantities is not None:
             losses["quantity_loss"] = quantity_loss(audio.quantities, target_lengths, num_items)
+        if self.draft_head is not None and audio.pooler_output is not None:
+            drafts = self.draft(audio.pooler_output, audio.audio_lengths)
+            tokens = draft_labels(labels, self._eos_token_ids(labels.device), target_lengths)
+            losses["draft_loss"] = nn.functional.cross_entropy(drafts.float(), tokens, reduction="sum") / num_items
         if audio.router_logits is not None:
             losses["router_aux_loss"], losses["router_z_loss"] = self.model.projector.moe.balance(
                 audio.router_logits, audio.selected_experts, num_labels, num_items_in_batch
             )
         return losses
 
+    def draft(self, audio_embeds: torch.Tensor, audio_lengths: torch.Tensor) -> torch.Tensor:
+        """
+        Draft transcripts without the language model's layers; for models with `draft_head=True`.
+
+        Args:
+            audio_embeds (`torch.Tensor` of shape `(sum(audio_lengths), text_hidden_size)`): Packed embeddings.
+            audio_lengths (`torch.LongTensor` of shape `(num_recordings,)`): Embeddings of each recording.
+
+        Returns:
+            `torch.Tensor` of shape `(sum(audio_lengths), vocab_size)`: Logits of one token for each embedding.
+        """
+        return self.lm_head(self.draft_head(audio_embeds.to(self.draft_head.up_proj.weight.dtype), audio_lengths))
+
     def _weighted_sum(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
         coefficients = {
             "lm_loss": 1.0,
             "quantity_loss": self.config.projector_config.quantity_loss_coef,
+            "draft_loss": self.config.projector_config.draft_loss_coef,
             "router_aux_loss": self.config.projector_config.router_aux_loss_coef,
             "router_z_loss": self.config.projector_config.router_z_loss_coef,
         }
         return sum(coefficients[name] * loss for name, loss in losses.items())
-
-    @torch.no_grad()
-    def generate(
-        self,
-        input_features: torch.FloatTensor | None = None,
-        input_features_mask: torch.Tensor | None = None,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        audio_hidden_states: torch.FloatTensor | None = None,
-        audio_hidden_states_mask: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
-        target_lengths: torch.LongTensor | None = None,
-        **kwargs,
-    ):
-        r"""
-        Transcribe recordings. All arguments of [`~generation.GenerationMixin.generate`] are accepted.
-
-        Args:
-            input_features, input_features_mask, audio_hidden_states, audio_hidden_states_mask (`torch.Tensor`, *optional*):
-                See [`LlmAsrForConditionalGeneration.forward`].
-            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                Prompts with an audio token for each recording, padded on either side. Without them every recording is
-                given `generation_config.transcription_prompt_ids`.
-            attention_mask (`torch.Tensor`, *optional*):
-                Non-zero for real tokens of `input_ids`; without `input_ids`, taken for `input_features_mask`.
-            labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                Targets to cut off from `input_ids`, so that a training batch can be passed as it is.
-            target_lengths (`torch.LongTensor`, *optional*):
-                Ignored: how many tokens there are is for the model to find out.
-
-        Returns:
-            [`~utils.ModelOutput`] or `torch.LongTensor`: The new tokens alone, or, if `input_ids` has a run of several
-            audio tokens for each recording, the prompt and the new tokens. With `return_dict_in_generate=True`, also the
-            recordings' `audio_lengths`, `alphas` and `fire_times`, as in [`LlmAsrAudioOutput`].
-        """
-        if input_features is None and audio_hidden_states is None:
-            return super().generate(input_ids, attention_mask=attention_mask, **kwargs)
-        recordings = input_features if audio_hidden_states is None else audio_hidden_states
-        if input_ids is None:
-            if input_features_mask is None and audio_hidden_states is None:
-                input_features_mask = attention_mask
-            input_ids = self._default_prompt(kwargs.get("generation_config"), recordings)
-            attention_mask = None
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        if labels is not None:
-            attention_mask = attention_mask * (labels == -100)
-
-        was_expanded = int((input_ids == self.config.audio_token_id).sum()) != recordings.shape[0]
-        if was_expanded:
-            # Filled in place, so that the new tokens follow the prompt only if nothing else does.
-            order = attention_mask.bool().long().argsort(dim=-1, stable=True)
-            attention_mask = attention_mask.gather(1, order)
-            input_ids = input_ids.gather(1, order).masked_fill(attention_mask == 0, self.config.pad_token_id or 0)
-
-        merged_inputs, audio_outputs = self.model.merge_audio_and_text(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            input_features=input_features,
-            input_features_mask=input_features_mask,
-            audio_hidden_states=audio_hidden_states,
-            audio_hidden_states_mask=audio_hidden_states_mask,
-            padding_side="left",
-        )
-        # Who expanded the prompt expects it back, as other audio models return it.
-        outputs = super().generate(
-            input_ids if was_expanded else None,
-            inputs_embeds=merged_inputs.inputs_embeds,
-            attention_mask=merged_inputs.attention_mask,
-            **kwargs,
-        )
-        if isinstance(outputs, ModelOutput):
-            for name in ("audio_lengths", "alphas", "fire_times"):
-                outputs[name] = audio_outputs.get(name)
-        return outputs
-
-    def _default_prompt(self, generation_config: GenerationConfig | None, recordings: torch.Tensor) -> torch.Tensor:
-        for config in (generation_config, self.generation_config):
-            prompt_ids = getattr(config, "transcription_prompt_ids", None)
-            if prompt_ids is not None:
-                return torch.tensor(prompt_ids, device=recordings.device).expand(recordings.shape[0], -1)
-        raise ValueError(
-            "`input_ids` must be passed: this model's `generation_config` has no `transcription_prompt_ids`. Make them "
-            "with `processor.apply_transcription_request`, or set `transcription_prompt_ids` to "
-            "`processor.transcription_prompt_ids`."
-        )
-
-    def _prepare_model_inputs(self, inputs, bos_token_id, model_kwargs):
-        # `main_input_name` is the audio, which `generate` has merged by now: what is left is a plain decoder's input.
-        model_kwargs.pop("input_features", None)
-        input_ids = self._maybe_initialize_input_ids_for_generation(inputs, bos_token_id, model_kwargs)
-        if model_kwargs.get("inputs_embeds") is None:
-            return input_ids, "input_ids", model_kwargs
-        model_kwargs["input_ids"] = input_ids
-        return model_kwargs["inputs_embeds"], "inputs_embeds", model_kwargs
 
 
 def _hub_kwargs(kwargs: dict) -> dict:

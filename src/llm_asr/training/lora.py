@@ -39,6 +39,6 @@ def add_lora(model: LlmAsrForConditionalGeneration, rank: int, alpha: int = 32, 
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=rf"model\.language_model\..*\.({'|'.join(leaves)})",
-        modules_to_save=["projector"],
+        modules_to_save=["projector"] if model.draft_head is None else ["projector", "draft_head"],
     )
     return get_peft_model(model, config)

@@ -7,12 +7,12 @@ from peft import PeftModel
 from transformers import Seq2SeqTrainer
 
 
-LOSS_PARTS = ("lm_loss", "quantity_loss", "router_aux_loss", "router_z_loss")
+LOSS_PARTS = ("lm_loss", "quantity_loss", "draft_loss", "router_aux_loss", "router_z_loss")
 
 
 class LlmAsrTrainer(Seq2SeqTrainer):
     """
-    [`Seq2SeqTrainer`] that logs `lm_loss`, `quantity_loss`, `router_aux_loss` and `router_z_loss` beside `loss`.
+    [`Seq2SeqTrainer`] that logs `lm_loss`, `quantity_loss`, `draft_loss`, `router_aux_loss` and `router_z_loss` beside `loss`.
 
     The parts are averages over the optimizer steps since the last log, unweighted by their coefficients. The model also
     trains with a plain [`Trainer`] or [`Seq2SeqTrainer`].

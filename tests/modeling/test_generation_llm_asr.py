@@ -1,0 +1,308 @@
+"""Bounds of length, confidence, temperature fallback, and drafts that the language model verifies."""
+
+import pytest
+import torch
+from tiny_models import compose
+
+from llm_asr.modeling.decoding_guards import SPARE_TOKENS, compression_ratio
+from llm_asr.modeling.draft_head import DraftCandidateGenerator, DraftHead, draft_labels
+
+
+def make(parts, projector_type="cif", **kwargs):
+    if projector_type in ("cif", "moe_cif"):
+        kwargs = {"draft_head": True, "expected_tokens_per_second": 6.0, **kwargs}
+    return compose(parts, projector_type, **kwargs)
+
+
+@pytest.fixture
+def forwards(monkeypatch):
+    """Counts forward passes of the language model."""
+
+    class Counter:
+        def watch(self, model):
+            self.count = 0
+            model.model.language_model.register_forward_hook(self._add)
+
+        def _add(self, *args):
+            self.count += 1
+
+    return Counter()
+
+
+# --- Length -----------------------------------------------------------------------------------------------------------
+
+
+def test_each_recording_is_bounded_by_its_own_length(parts, recordings):
+    model, processor = make(parts, "conv")
+    model.generation_config.max_new_tokens_per_second = 4.0
+    # It never ends by itself, and what pads a row is no token that it writes.
+    pad = processor.audio_token_id
+    options = {"suppress_tokens": [processor.tokenizer.eos_token_id, pad], "pad_token_id": pad}
+    inputs = processor.apply_transcription_request(recordings)
+    tokens = model.generate(**inputs, **options)
+    written = (tokens != pad).sum(-1).tolist()
+    # Frames of 20 ms, of which a recording may begin one.
+    seconds = inputs["input_features_mask"][:, ::2].sum(-1) / 50
+    assert written == [SPARE_TOKENS + int(limit) for limit in (seconds * 4.0).ceil()]
+    for index, recording in enumerate(recordings):
+        alone = model.generate(**processor.apply_transcription_request(recording), **options)
+        assert torch.equal(alone[0], tokens[index, : written[index]])
+
+
+def test_a_length_that_the_caller_sets_holds(parts, recordings):
+    model, processor = make(parts, "conv")
+    model.generation_config.max_new_tokens_per_second = 1.0
+    model.generation_config.eos_token_id = None
+    inputs = processor.apply_transcription_request(recordings)
+    assert model.generate(**inputs, max_new_tokens=30).shape[1] == 30
+    assert model.generate(**inputs).shape[1] == SPARE_TOKENS + 3
+    model.generation_config.max_new_tokens = 5
+    assert model.generate(**inputs).shape[1] == 5
+
+
+def test_beams_are_bounded_too(parts, recordings):
+    model, processor = make(parts, "conv")
+    model.generation_config.max_new_tokens_per_second = 1.0
+    model.generation_config.eos_token_id = None
+    tokens = model.generate(**processor.apply_transcription_request(recordings), num_beams=3, pad_token_id=0)
+    assert tokens.shape[1] == SPARE_TOKENS + 3
+
+
+# --- Confidence -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("expanded", [False, True])
+def test_confidence_is_that_of_the_steps_themselves(parts, recordings, expanded):
+    model, processor = make(parts, "conv")
+    inputs = processor.apply_transcription_request(recordings)
+    if expanded:
+        lengths = model.get_audio_features(
+            inputs["input_features"], input_features_mask=inputs["input_features_mask"]
+        ).audio_lengths.tolist()
+        prompts = processor.apply_transcription_request(recordings, tokenize=False)
+        token = processor.audio_token
+        prompts = [prompt.replace(token, token * length) for prompt, length in zip(prompts, lengths, strict=True)]
+        inputs |= processor.tokenize_requests(prompts)
+    # Some token that is written somewhere ends its row.
+    plain = model.generate(**inputs, max_new_tokens=12)[:, -12:]
+    model.generation_config.eos_token_id = [int(plain[0, 4]), processor.tokenizer.eos_token_id]
+    options = {"return_dict_in_generate": True, "output_confidence": True, "pad_token_id": 0, "suppress_tokens": None}
+    outputs = model.generate(**inputs, max_new_tokens=12, output_logits=True, **options)
+    steps = torch.stack(outputs.logits, dim=1).float().log_softmax(-1)
+    tokens = outputs.sequences[:, -steps.shape[1] :]
+    for row, found, silent, row_tokens in zip(
+        steps, outputs.avg_logprobs, outputs.no_speech_probs, tokens.tolist(), strict=True
+    ):
+        ends = [place for place, token in enumerate(row_tokens) if token in model.generation_config.eos_token_id]
+        length = ends[0] + 1 if ends else len(row_tokens)
+        expected = row[range(length), row_tokens[:length]].mean()
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(silent, row[0, model.generation_config.eos_token_id].exp().sum())
+
+
+def test_repetition_compresses():
+    varied = torch.randperm(150_000)[:100].tolist()
+    assert compression_ratio(varied, 150_000) < 1.1
+    assert compression_ratio([7, 8] * 50, 150_000) > 5
+    assert compression_ratio([], 150_000) == 0.0
+
+
+# --- Fallback ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_transcript_without_doubt_is_greedy(parts, recordings):
+    model, processor = make(parts, "conv")
+    inputs = processor.apply_transcription_request(recordings)
+    greedy = model.generate(**inputs)
+    outputs = model.generate(**inputs, temperature=[0.0, 1.0], logprob_threshold=-1e9, return_dict_in_generate=True)
+    assert torch.equal(outputs.sequences, greedy)
+    assert outputs.temperatures.tolist() == [0.0] * 3
+    assert torch.equal(model.generate(**inputs, temperature=(0.0, 1.0), logprob_threshold=-1e9), greedy)
+
+
+def test_only_doubtful_transcripts_are_tried_again(parts, recordings):
+    model, processor = make(parts, "conv")
+    inputs = processor.apply_transcription_request(recordings)
+    options = {"return_dict_in_generate": True, "max_new_tokens": 12}
+    first = model.generate(**inputs, output_confidence=True, **options)
+    threshold = float(first.avg_logprobs.sort().values[:2].mean())
+    outputs = model.generate(**inputs, temperature=[0.0, 0.8, 1.0], logprob_threshold=threshold, **options)
+    doubtful = first.avg_logprobs < threshold
+    assert doubtful.sum() == 1
+    assert torch.equal(outputs.sequences[~doubtful], first.sequences[~doubtful])
+    assert outputs.temperatures[~doubtful].tolist() == [0.0, 0.0]
+    assert outputs.temperatures[doubtful] > 0
+    assert not torch.equal(outputs.sequences[doubtful], first.sequences[doubtful])
+
+
+def test_repetitive_transcripts_are_tried_at_every_temperature(parts, recordings):
+    model, processor = make(parts, "conv")
+    inputs = processor.apply_transcription_request(recordings)
+    outputs = model.generate(
+        **inputs, temperature=[0.0, 0.5, 1.5], compression_ratio_threshold=0.01, return_dict_in_generate=True
+    )
+    assert outputs.temperatures.tolist() == [1.5] * 3
+    assert (outputs.compression_ratios > 0.01).all()
+
+
+def test_silence_is_empty_and_not_tried_again(parts, recordings):
+    model, processor = make(parts, "conv")
+    inputs = processor.apply_transcription_request(recordings)
+    outputs = model.generate(
+        **inputs,
+        temperature=[0.0, 1.0],
+        logprob_threshold=0.0,
+        no_speech_threshold=0.0,
+        return_dict_in_generate=True,
+    )
+    assert outputs.temperatures.tolist() == [0.0] * 3
+    assert processor.batch_decode(outputs.sequences) == [""] * 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": [0.0, 1.0]}, "compression_ratio_threshold"),
+        ({"temperature": [], "logprob_threshold": -1.0}, "`temperature`"),
+        ({"temperature": [0.0, -1.0], "logprob_threshold": -1.0}, "`temperature`"),
+        ({"logprob_threshold": -1.0}, "`temperature` must list"),
+        ({"temperature": [0.0, 1.0], "compression_ratio_threshold": 2.0, "no_speech_threshold": 0.5}, "logprob"),
+        ({"output_confidence": True}, "return_dict_in_generate"),
+        ({"output_confidence": True, "return_dict_in_generate": True, "num_return_sequences": 2}, "num_return"),
+        ({"use_draft": True}, "draft_head"),
+    ],
+)
+def test_contradictions_are_refused(parts, recordings, options, message):
+    model, processor = make(parts, "conv")
+    with pytest.raises(ValueError, match=message):
+        model.generate(**processor.apply_transcription_request(recordings[0]), **options)
+
+
+# --- Drafts -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("projector_type", ["cif", "moe_cif"])
+@pytest.mark.parametrize("expanded", [False, True])
+def test_drafts_change_nothing(parts, recordings, projector_type, expanded):
+    model, processor = make(parts, projector_type)
+    for recording in recordings:
+        inputs = processor.apply_transcription_request(recording)
+        if expanded:
+            token = processor.audio_token
+            (prompt,) = processor.apply_transcription_request(recording, tokenize=False)
+            inputs |= processor.tokenize_requests([prompt.replace(token, 5 * token)])
+        greedy = model.generate(**inputs)
+        assert torch.equal(model.generate(**inputs, use_draft=True), greedy)
+        again = model.generate(**inputs, use_draft=True, repetition_penalty=1.3, no_repeat_ngram_size=3)
+        assert torch.equal(again, model.generate(**inputs, repetition_penalty=1.3, no_repeat_ngram_size=3))
+
+
+def drafting(model, tokens):
+    """Have the model draft `tokens`."""
+    logits = torch.nn.functional.one_hot(torch.tensor(tokens), model.config.text_config.vocab_size).float()
+    model.draft = lambda audio_embeds, audio_lengths: logits
+
+
+def test_a_right_draft_takes_one_pass_and_a_wrong_token_one_more(parts, recordings, forwards):
+    model, processor = make(parts)
+    inputs = processor.apply_transcription_request(recordings[1])
+    *transcript, end = model.generate(**inputs, max_new_tokens=14)[0].tolist()
+    assert len(set(transcript)) > 5
+    # The last token ends the transcript from now on.
+    transcript = transcript[: transcript.index(end)] if end in transcript else transcript
+    model.generation_config.eos_token_id = end
+    model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
+    greedy = model.generate(**inputs)
+    assert greedy[0].tolist() == [*transcript, end]
+    forwards.watch(model)
+
+    def passes(draft):
+        drafting(model, draft)
+        forwards.count = 0
+        assert torch.equal(model.generate(**inputs, use_draft=True), greedy)
+        return forwards.count
+
+    middle = len(transcript) // 2
+    other = next(token for token in range(3, 99) if token not in transcript)
+    assert passes(transcript) == 1
+    assert passes([*transcript[:middle], other, *transcript[middle + 1 :]]) == 2
+    # Too many or too few tokens cost a pass or two until the draft is found again.
+    assert passes([*transcript[:middle], other, *transcript[middle:]]) <= 4
+    assert passes([*transcript[:middle], *transcript[middle + 1 :]]) <= 4
+    # As if two tokens named the language before the transcript.
+    assert passes(transcript[2:]) <= 4
+    assert passes([other] * len(transcript)) == len(transcript) + 1
+
+
+def test_drafts_with_sampling_and_fallback(parts, recordings):
+    model, processor = make(parts)
+    inputs = processor.apply_transcription_request(recordings[1])
+    greedy = model.generate(**inputs)
+    outputs = model.generate(**inputs, use_draft=True, temperature=[0.0, 1.0], logprob_threshold=-1e9)
+    assert torch.equal(outputs, greedy)
+    assert model.generate(**inputs, use_draft=True, temperature=[0.0, 1.0], logprob_threshold=0.0).shape[1]
+
+
+def test_drafts_are_of_one_recording(parts, recordings):
+    model, processor = make(parts)
+    with pytest.raises(ValueError, match="one recording at a time"):
+        model.generate(**processor.apply_transcription_request(recordings), use_draft=True)
+    with pytest.raises(ValueError, match="`num_beams` must be 1"):
+        model.generate(**processor.apply_transcription_request(recordings[0]), use_draft=True, num_beams=2)
+
+
+def test_a_recording_is_drafted_alone_as_in_a_batch(parts, recordings):
+    model, _ = make(parts)
+    head = DraftHead(model.config)
+    lengths = torch.tensor([3, 0, 1, 4, 0])
+    embeds = torch.randn(8, model.config.text_config.hidden_size)
+    together = head(embeds, lengths)
+    alone = [head(part, torch.tensor([len(part)])) for part in embeds.split(lengths.tolist())]
+    torch.testing.assert_close(together, torch.cat(alone))
+
+
+def test_draft_labels_are_the_transcripts_alone():
+    labels = torch.tensor(
+        [[-100, 8, 9, 5, 6, 7, 2], [-100, -100, 5, 2, -100, -100, -100], [-100, 2, -100, -100, -100, -100, -100]]
+    )
+    found = draft_labels(labels, torch.tensor([2]), torch.tensor([3, 1, 0]))
+    assert found.tolist() == [5, 6, 7, 5]
+    with pytest.raises(ValueError, match="fewer tokens"):
+        draft_labels(labels, torch.tensor([2]), torch.tensor([3, 2, 0]))
+
+
+def test_the_draft_loss_is_the_cross_entropy_of_the_transcript(parts, recordings):
+    model, processor = make(parts, draft_loss_coef=0.7)
+    batch = processor.apply_transcription_request(
+        recordings,
+        language=["en", "es", None],
+        transcription=["one two", "", "tres"],
+        identify_language=[True, True, False],
+    )
+    outputs = model(**batch)
+    assert outputs.audio_lengths.tolist() == batch["target_lengths"].tolist()
+    tokens = torch.cat([torch.tensor(processor._tokenize(text)) for text in ("one two", "tres")])
+    logits = model.draft(outputs.audio_embeds, outputs.audio_lengths)
+    num_labels = int((batch["labels"] != -100).sum())
+    expected = torch.nn.functional.cross_entropy(logits, tokens, reduction="sum") / num_labels
+    torch.testing.assert_close(outputs.draft_loss, expected)
+    torch.testing.assert_close(outputs.loss, outputs.lm_loss + outputs.quantity_loss + 0.7 * outputs.draft_loss)
+    outputs.loss.backward()
+    assert model.draft_head.up_proj.weight.grad.abs().sum() > 0
+    assert model.lm_head.weight.grad is None
+
+
+def test_candidates_take_the_draft_up_where_it_agrees():
+    draft = torch.tensor([11, 12, 13, 14, 15, 2])
+
+    def left(accepted):
+        generator = DraftCandidateGenerator(draft, prompt_length=2)
+        candidates, logits = generator.get_candidates(torch.tensor([[0, 0, *accepted]]))
+        assert logits is None
+        return candidates[0, 2 + len(accepted) :].tolist()
+
+    assert left([]) == draft.tolist()
+    assert left([11, 12, 99]) == [14, 15, 2]
+    assert left([11, 12, 99, 13]) == [14, 15, 2]
+    assert left([11, 13, 14]) == [15, 2]
+    assert left([98, 99, 11]) == [12, 13, 14, 15, 2]
