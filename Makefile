@@ -8,11 +8,13 @@ RUN ?= runs/demo-$(PROJECTOR)
 
 # QUICK=1 takes a third of the data, to see the whole path in minutes.
 ifdef QUICK
-COMPOSE_ARGS := --train-per-language 250 --validation-per-language 5 --test-per-language 20
+COMPOSE_ARGS := --train-per-language 250 --validation-per-language 5 --test-per-language 20 \
+	--train-silences 60 --test-silences 20
 TRAIN_ARGS := --num_train_epochs 12 --eval_strategy no
 DEMO := $(DATA)/demo-quick
 else
-COMPOSE_ARGS := --train-per-language 800 --validation-per-language 20 --test-per-language 50
+COMPOSE_ARGS := --train-per-language 800 --validation-per-language 20 --test-per-language 50 \
+	--train-silences 200 --test-silences 50
 TRAIN_ARGS :=
 DEMO := $(DATA)/demo
 endif

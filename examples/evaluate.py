@@ -1,6 +1,7 @@
 """
-Transcribe a dataset with a checkpoint and report error rates by language; with CIF, also how exact its token counts and
-word boundaries are and how much it compresses; with experts, also which of them work for which languages.
+Transcribe a dataset with a checkpoint and report error rates by language, how often the language was found, and what was
+made up where nobody speaks; with CIF, also how exact its token counts and word boundaries are and how much it compresses;
+with experts, also which of them work for which languages.
 
     python examples/evaluate.py --model runs/demo --dataset data/demo/test.jsonl
 """
@@ -20,7 +21,7 @@ from transformers import Pipeline, pipeline
 from llm_asr import LlmAsrProjectorConfig
 from llm_asr.evaluation.alignment import boundary_errors, length_report
 from llm_asr.evaluation.expert_usage import expert_usage, plot_expert_usage
-from llm_asr.evaluation.metrics import error_rates
+from llm_asr.evaluation.metrics import error_rates, silence_report
 from llm_asr.modeling.expert_balance import count_expert_load
 from llm_asr.training.datasets_asr import load_asr_dataset
 
@@ -115,6 +116,18 @@ def print_usage(usage: dict, console: Console) -> None:
     console.print(table)
 
 
+def language_report(rows: list[dict], outputs: list[dict], names: dict[str, str]) -> dict[str, dict[str, float]]:
+    """How often the model, left to itself, named the language that was spoken."""
+    correct: dict[str, list[bool]] = {}
+    for row, output in zip(rows, outputs, strict=True):
+        for group in (row["language"], "all"):
+            correct.setdefault(group, []).append(output["language"] == names.get(row["language"], row["language"]))
+    return {
+        group: {"recordings": len(found), "language_found": 100 * sum(found) / len(found)}
+        for group, found in correct.items()
+    }
+
+
 def by_language(rates: dict[str, float], rows: list[dict]) -> dict[str, dict[str, float]]:
     """Error rates in the form of the other reports."""
     languages = [name.removeprefix("wer_") for name in rates if name.startswith("wer_")]
@@ -141,13 +154,18 @@ def main() -> None:
     args = parser.parse_args()
 
     dataset = load_asr_dataset(args.dataset, split=args.split)
-    rows = dataset.to_list()
-    recordings, texts = [row["audio"] for row in rows], [row["text"] for row in rows]
-    languages = [row["language"] for row in rows] if "language" in dataset.column_names else None
     transcriber = pipeline(
         "automatic-speech-recognition", model=args.model, device=0 if torch.cuda.is_available() else -1
     )
-    outputs = transcribe(transcriber, recordings, args.batch_size, languages if args.tell_language else None)
+    told = dataset["language"] if args.tell_language else None
+    found = transcribe(transcriber, dataset["audio"], args.batch_size, told)
+    everything = [{**row, "output": output} for row, output in zip(dataset.to_list(), found, strict=True)]
+    # Where nobody speaks there are no words to count errors by.
+    silent = [row for row in everything if not row["text"].strip()]
+    rows = [row for row in everything if row["text"].strip()]
+    outputs = [row["output"] for row in rows]
+    recordings, texts = [row["audio"] for row in rows], [row["text"] for row in rows]
+    languages = [row["language"] for row in rows] if "language" in dataset.column_names else None
 
     hypotheses = [output["text"] for output in outputs]
     report = {"error_rates": by_language(error_rates(texts, hypotheses, languages), rows)}
@@ -158,6 +176,14 @@ def main() -> None:
     print_report(
         report["error_rates"], "Error rates", {"recordings": "recordings", "wer": "WER %", "cer": "CER %"}, console
     )
+    if languages is not None and not args.tell_language:
+        report["languages"] = language_report(rows, outputs, transcriber.processor.languages)
+        headers = {"recordings": "recordings", "language_found": "found %"}
+        print_report(report["languages"], "Languages, not told", headers, console)
+    if silent:
+        report["silence"] = silence_report([row["output"]["text"] for row in silent])
+        headers = {"recordings": "recordings", "hallucinated": "with a transcript %", "words_per_recording": "words"}
+        print_report({"all": report["silence"]}, "Recordings without speech", headers, console)
     config = transcriber.model.config
     measures = measure_audio(transcriber, recordings, args.batch_size)
     if config.projector_config.uses_cif:
@@ -180,9 +206,7 @@ def main() -> None:
         print_usage(usage, console)
     if args.output is not None:
         named = [name for name in ("id", "language", "text") if name in dataset.column_names]
-        report["recordings"] = [
-            {**{name: row[name] for name in named}, **output} for row, output in zip(rows, outputs, strict=True)
-        ]
+        report["recordings"] = [{**{name: row[name] for name in named}, **row["output"]} for row in everything]
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
         for layer, usage in report.get("expert_usage", {}).items():

@@ -51,6 +51,9 @@ FADE_SAMPLES = SAMPLE_RATE // 200
 GAP_SECONDS = (0.02, 0.25)
 EDGE_SECONDS = (0.05, 0.4)
 
+SILENCE_DB = (-75.0, -25.0)
+"""Level of what is heard where nobody speaks."""
+
 DRAWS_PER_KIND = 50
 DRAWS_PER_UTTERANCE = 20_000
 """Texts tried for one utterance, of one kind at a time and in all, before giving up."""
@@ -566,6 +569,22 @@ def render(
     return samples, [(round(start / scale, 4), min(round(end / scale, 4), duration)) for start, end in spans]
 
 
+def render_silence(rng: np.random.Generator) -> np.ndarray:
+    """Nobody speaks: noise of any level, hum of the mains, both, or nothing at all; float32 of shape ``(samples,)``."""
+    length = int(rng.uniform(MIN_SECONDS, MAX_SECONDS) * SAMPLE_RATE)
+    noise_level, hum_level = (10 ** (level / 20) for level in rng.uniform(*SILENCE_DB, size=2))
+    kind = rng.choice(["noise", "hum", "both", "nothing"], p=[0.5, 0.1, 0.3, 0.1])
+    samples = np.zeros(length, dtype=np.float32)
+    if kind in ("noise", "both"):
+        samples += np.float32(noise_level) * noise_like(length, rng)
+    if kind in ("hum", "both"):
+        frequency, phase = rng.choice([50.0, 60.0]), rng.uniform(0, 2 * np.pi)
+        harmonics = np.arange(1, 6)[:, None]
+        waves = np.sin(harmonics * (2 * np.pi * frequency * np.arange(length) / SAMPLE_RATE + phase)) / harmonics
+        samples += np.float32(hum_level) * waves.sum(axis=0).astype(np.float32)
+    return np.clip(samples, -0.99, 0.99)
+
+
 def _silence(seconds: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
     """Silence of a random length in ``seconds``."""
     return np.zeros(int(rng.uniform(*seconds) * SAMPLE_RATE), dtype=np.float32)
@@ -586,12 +605,14 @@ def compose_dataset(
     counts: Mapping[str, int],
     seed: int = 0,
     languages: Sequence[str] = tuple(GRAMMARS),
+    silences: Mapping[str, int] | None = None,
 ) -> None:
     """Write ``audio/<split>/<id>.flac`` (16 kHz, mono, 16 bit) and one ``<split>.jsonl`` per split.
 
     A row of the latter holds "id", "audio" (relative to the file's folder), "text", "language", "duration" in
     seconds, and "words": the "word", "start" and "end" in seconds of each spoken unit. A ``.jsonl`` file appears
-    when all audio of its split is there. The same arguments give the same bytes, and each language's are the same
+    when all audio of its split is there. A recording without speech has an empty text, no words and the language
+    ``None``. The same arguments give the same bytes, and each language's are the same
     whichever others are asked for.
 
     Args:
@@ -600,6 +621,7 @@ def compose_dataset(
         counts: utterances per language for each split: "train" and any others.
         seed: the seed of all chance.
         languages: keys of :data:`GRAMMARS`.
+        silences: recordings without speech for each split; none where it is not named.
 
     Raises:
         ValueError: a language is unknown, "train" is missing from ``counts`` or too small to use every word.
@@ -618,7 +640,9 @@ def compose_dataset(
     }
     for splits in drawn.values():
         assert_disjoint(splits)
-    progress = tqdm(total=sum(counts.values()) * len(languages), desc="composing", unit=" utterances")
+    silences = silences or {}
+    total = sum(counts.values()) * len(languages) + sum(silences.values())
+    progress = tqdm(total=total, desc="composing", unit=" utterances")
     with progress:
         for split in counts:
             rows = []
@@ -628,6 +652,10 @@ def compose_dataset(
                     rng = _generator(seed, language, split, index)
                     rows.append(_write_utterance(output, split, name, language, utterance, clips[language], rng))
                     progress.update()
+            for index in range(silences.get(split, 0)):
+                samples = render_silence(_generator(seed, "silence", split, index))
+                rows.append(_write_recording(output, split, f"silence-{index:05d}", samples))
+                progress.update()
             _write_rows(output / f"{split}.jsonl", rows)
 
 
@@ -654,19 +682,32 @@ def _write_utterance(
     """Write one utterance's sound, and return its row."""
     augmentation = TRAIN_AUGMENTATION if split == "train" else TEST_AUGMENTATION
     samples, spans = render(utterance.units, clips, augmentation, rng)
+    words = [
+        {"word": unit.text, "start": start, "end": end}
+        for unit, (start, end) in zip(utterance.units, spans, strict=True)
+    ]
+    return _write_recording(output, split, name, samples, utterance.text, language, words)
+
+
+def _write_recording(
+    output: Path,
+    split: str,
+    name: str,
+    samples: np.ndarray,
+    text: str = "",
+    language: str | None = None,
+    words: Sequence[dict] = (),
+) -> dict:
     audio = Path("audio") / split / f"{name}.flac"
     (output / audio).parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(output / audio, samples, SAMPLE_RATE, subtype="PCM_16")
     return {
         "id": name,
         "audio": audio.as_posix(),
-        "text": utterance.text,
+        "text": text,
         "language": language,
         "duration": len(samples) / SAMPLE_RATE,
-        "words": [
-            {"word": unit.text, "start": start, "end": end}
-            for unit, (start, end) in zip(utterance.units, spans, strict=True)
-        ],
+        "words": list(words),
     }
 
 
@@ -685,6 +726,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--train-per-language", type=int, default=600)
     parser.add_argument("--validation-per-language", type=int, default=20)
     parser.add_argument("--test-per-language", type=int, default=40)
+    parser.add_argument("--train-silences", type=int, default=100, help="recordings without speech")
+    parser.add_argument("--test-silences", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--languages", nargs="+", choices=sorted(GRAMMARS), default=list(GRAMMARS))
     options = parser.parse_args(arguments)
@@ -694,7 +737,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "validation": options.validation_per_language,
         "test": options.test_per_language,
     }
-    compose_dataset(options.output, options.clips, counts, options.seed, options.languages)
+    silences = {"train": options.train_silences, "test": options.test_silences}
+    compose_dataset(options.output, options.clips, counts, options.seed, options.languages, silences)
 
 
 if __name__ == "__main__":

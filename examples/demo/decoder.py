@@ -11,7 +11,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, set_seed
 
-from llm_asr.processing.processing_llm_asr import LANGUAGE_CODE_TO_NAME
+from llm_asr.processing.processing_llm_asr import LANGUAGE_CODE_TO_NAME, LANGUAGE_END
 
 
 # The model only ever transcribes, so a turn needs no more than its words and an end.
@@ -21,11 +21,10 @@ CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor 
 def train_tokenizer(dataset: Path, vocab_size: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of transcripts and of the sentences that ask for them."""
     rows = [json.loads(line) for line in dataset.read_text(encoding="utf-8").splitlines()]
-    requests = ["Transcribe the speech."]
-    requests += [
-        f"Transcribe the speech in {LANGUAGE_CODE_TO_NAME[code]}."
-        for code in sorted({row["language"] for row in rows})
-    ]
+    requests = ["Transcribe the speech.", "Name the language and transcribe the speech."]
+    for code in sorted({row["language"] for row in rows if row["language"]}):
+        name = LANGUAGE_CODE_TO_NAME[code]
+        requests += [f"Transcribe the speech in {name}.", f"{name}{LANGUAGE_END}"]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

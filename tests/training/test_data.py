@@ -85,13 +85,19 @@ def test_languages_are_dropped_from_as_many_prompts_as_told(parts):
     _, processor = compose(parts, "conv")
     rows = [{"row": row, "text": "one", "language": "en"} for row in range(1000)]
 
-    def languages(language_dropout):
-        return [LlmAsrDataCollator(processor, language_dropout=language_dropout)._language(row) for row in rows]
+    def shares(language_dropout):
+        collator = LlmAsrDataCollator(processor, language_dropout=language_dropout)
+        asked = [collator._language(row) for row in rows]
+        return {way: asked.count(way) / len(rows) for way in set(asked)}
 
-    assert set(languages(0.0)) == {"en"}
-    assert set(languages(1.0)) == {None}
-    assert 250 < languages(0.3).count(None) < 350
-    assert languages(0.3) == languages(0.3)
+    assert shares(0.0) == {("en", False): 1.0}
+    half = shares(0.5)
+    assert half[("en", False)] == pytest.approx(0.5, abs=0.05)
+    assert half[("en", True)] == pytest.approx(0.25, abs=0.05)
+    assert half[(None, False)] == pytest.approx(0.25, abs=0.05)
+    assert set(shares(1.0)) == {("en", True), (None, False)}
+    assert LlmAsrDataCollator(processor)._language({"text": "one"}) == (None, False)
+    assert shares(0.5) == half
     with pytest.raises(ValueError, match="`language_dropout` must be a share"):
         LlmAsrDataCollator(processor, language_dropout=1.5)
 

@@ -49,6 +49,25 @@ def error_rates(
     return rates
 
 
+def silence_report(hypotheses: Sequence[str]) -> dict[str, float]:
+    """
+    What was made up where nobody speaks.
+
+    Args:
+        hypotheses (`Sequence[str]`): Recognised transcripts of recordings without speech.
+
+    Returns:
+        `dict[str, float]`: `recordings`; `hallucinated`, the percentage of those that have a transcript;
+        `words_per_recording`.
+    """
+    words = [len(hypothesis.split()) for hypothesis in hypotheses]
+    return {
+        "recordings": len(words),
+        "hallucinated": 100 * sum(map(bool, words)) / len(words),
+        "words_per_recording": sum(words) / len(words),
+    }
+
+
 class ErrorRates:
     """
     `compute_metrics` of a `Seq2SeqTrainer` with `predict_with_generate=True`.

@@ -1,12 +1,13 @@
 """Recordings and text in, model inputs out; token ids in, text out."""
 
+import re
+
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoFeatureExtractor, AutoTokenizer, WhisperFeatureExtractor
-from transformers.audio_utils import prepare_language_inputs
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.models.whisper.tokenization_whisper import LANGUAGES
+from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 from transformers.processing_utils import ProcessorMixin, prepare_prompt_input
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -16,9 +17,13 @@ from .timestamps import align_words, join_segments
 
 # What the user says to the language model: the recording, the task, and what is known about the recording.
 DEFAULT_TRANSCRIPTION_TEMPLATE = (
-    "{{ audio_token }}Transcribe the speech{% if language %} in {{ language }}{% endif %}."
+    "{{ audio_token }}{% if identify_language %}Name the language and transcribe the speech"
+    "{% else %}Transcribe the speech{% if language %} in {{ language }}{% endif %}{% endif %}."
     "{% if prompt %} Context: {{ prompt }}{% endif %}"
 )
+
+# What a language that the model names is set off from the transcript by.
+LANGUAGE_END = "\n"
 
 # For language models that were never trained to chat.
 DEFAULT_CHAT_TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
@@ -26,8 +31,28 @@ DEFAULT_CHAT_TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message[
 # Seconds of silence at which one segment ends and the next begins.
 SEGMENT_PAUSE = 0.5
 
-# Names as they are written in prompts ("Spanish"), by code.
-LANGUAGE_CODE_TO_NAME = {code: name.title() for code, name in LANGUAGES.items()}
+# Names as they are written in prompts ("Spanish"), by code: Whisper's languages, and those that FLEURS has beside them.
+LANGUAGE_CODE_TO_NAME = {code: name.title() for code, name in LANGUAGES.items()} | {
+    "ast": "Asturian",
+    "ceb": "Cebuano",
+    "ckb": "Sorani Kurdish",
+    "ff": "Fula",
+    "ga": "Irish",
+    "ig": "Igbo",
+    "kam": "Kamba",
+    "kea": "Kabuverdianu",
+    "ky": "Kyrgyz",
+    "lg": "Ganda",
+    "luo": "Luo",
+    "nso": "Northern Sotho",
+    "ny": "Nyanja",
+    "om": "Oromo",
+    "or": "Oriya",
+    "umb": "Umbundu",
+    "wo": "Wolof",
+    "xh": "Xhosa",
+    "zu": "Zulu",
+}
 
 
 class LlmAsrProcessor(ProcessorMixin):
@@ -49,9 +74,12 @@ class LlmAsrProcessor(ProcessorMixin):
         max_audio_samples (`int`, *optional*):
             Longest recording the speech encoder takes, in samples; unlimited if absent.
         transcription_template (`str`, *optional*):
-            Jinja template of the transcription request, given `audio_token`, `language` (an English name or `None`) and
-            `prompt` (a string or `None`). It is saved with the processor, so that a checkpoint is prompted as it was
-            trained.
+            Jinja template of the transcription request, given `audio_token`, `language` (an English name or `None`),
+            `identify_language` (a bool) and `prompt` (a string or `None`). It is saved with the processor, so that a
+            checkpoint is prompted as it was trained.
+        languages (`dict[str, str]`, *optional*):
+            English names of languages, by code. Defaults to those of Whisper and FLEURS; pass a longer dict to train
+            others.
     """
 
     def __init__(
@@ -63,6 +91,7 @@ class LlmAsrProcessor(ProcessorMixin):
         samples_per_frame: int = 320,
         max_audio_samples: int | None = None,
         transcription_template: str = DEFAULT_TRANSCRIPTION_TEMPLATE,
+        languages: dict[str, str] | None = None,
     ):
         audio_token_id = tokenizer.convert_tokens_to_ids(audio_token)
         if audio_token_id is None or audio_token_id == tokenizer.unk_token_id:
@@ -81,6 +110,7 @@ class LlmAsrProcessor(ProcessorMixin):
         self.samples_per_frame = samples_per_frame
         self.max_audio_samples = max_audio_samples
         self.transcription_template = transcription_template
+        self.languages = LANGUAGE_CODE_TO_NAME if languages is None else languages
         super().__init__(
             feature_extractor,
             tokenizer,
@@ -121,7 +151,7 @@ class LlmAsrProcessor(ProcessorMixin):
     @property
     def transcription_prompt_ids(self) -> list[int]:
         """Tokens of the transcription request when neither language nor context is known."""
-        return self._tokenize(self._render_request(language=None, prompt=None))
+        return self._tokenize(self._render_request(language=None, identify_language=False, prompt=None))
 
     @property
     def model_input_names(self) -> list[str]:
@@ -158,6 +188,7 @@ class LlmAsrProcessor(ProcessorMixin):
         text: str | list[str] | None = None,
         audio: AudioSource | list[AudioSource] | None = None,
         transcription: str | list[str] | None = None,
+        named_languages: list[str | None] | None = None,
         sampling_rate: int | None = None,
         audio_padding: str = "longest",
         return_tensors: str = "pt",
@@ -172,6 +203,8 @@ class LlmAsrProcessor(ProcessorMixin):
                 Recordings; see [`load_audio`].
             transcription (`str` or `list[str]`, *optional*):
                 What the model is to answer, one for each prompt. Adds `labels` and `target_lengths`.
+            named_languages (`list[str]`, *optional*):
+                Languages that the answers name before the transcripts; see [`LlmAsrProcessor.tokenize_requests`].
             sampling_rate (`int`, *optional*):
                 Sampling rate of waveforms in `audio`, to make sure that it is the expected one.
             audio_padding (`str`, *optional*, defaults to `"longest"`):
@@ -209,7 +242,7 @@ class LlmAsrProcessor(ProcessorMixin):
                 )
         inputs = {}
         if prompts is not None:
-            inputs.update(self.tokenize_requests(prompts, transcription))
+            inputs.update(self.tokenize_requests(prompts, transcription, named_languages))
         if audio is not None:
             inputs.update(self._audio_inputs(audio, sampling_rate, audio_padding))
         return BatchFeature(inputs, tensor_type="pt")
@@ -220,6 +253,7 @@ class LlmAsrProcessor(ProcessorMixin):
         language: str | list[str | None] | None = None,
         prompt: str | list[str | None] | None = None,
         transcription: str | list[str] | None = None,
+        identify_language: bool | list[bool] = False,
         tokenize: bool = True,
         **kwargs,
     ) -> BatchFeature | list[str]:
@@ -236,6 +270,9 @@ class LlmAsrProcessor(ProcessorMixin):
                 Context such as names or the subject; one for all, or one (or `None`) for each recording.
             transcription (`str` or `list[str]`, *optional*):
                 Transcripts, for training; one for each recording.
+            identify_language (`bool` or `list[bool]`, *optional*, defaults to `False`):
+                Whether the model is to name the language before it transcribes; one for all, or one for each recording.
+                With `transcription`, `language` is then what it is to name, and no part of the prompt.
             tokenize (`bool`, *optional*, defaults to `True`):
                 With `False`, the rendered prompts are returned and the recordings are not read.
             kwargs:
@@ -250,25 +287,38 @@ class LlmAsrProcessor(ProcessorMixin):
         audio = _as_list(audio)
         if not audio:
             raise ValueError("`audio` must contain at least one recording.")
-        if isinstance(language, (list, tuple)):
-            if len(language) != len(audio):
-                raise ValueError(f"`language` has {len(language)} entries for {len(audio)} recording(s).")
-            languages = [_language_name(one) for one in language]
-        else:
-            languages = [_language_name(language)] * len(audio)
+        languages = self._language_names(language, len(audio))
+        identifies = (
+            identify_language if isinstance(identify_language, (list, tuple)) else [identify_language] * len(audio)
+        )
+        if len(identifies) != len(audio):
+            raise ValueError(f"`identify_language` has {len(identifies)} entries for {len(audio)} recording(s).")
+        if transcription is None and tokenize and any(map(_both, languages, identifies)):
+            raise ValueError("`identify_language` asks for what `language` tells; pass one of them.")
         prompts = prepare_prompt_input(prompt, len(audio), input_name="prompt")
-        text = [self._render_request(*request) for request in zip(languages, prompts, strict=True)]
+        told = [None if identify else name for name, identify in zip(languages, identifies, strict=True)]
+        text = [self._render_request(*request) for request in zip(told, identifies, prompts, strict=True)]
         if not tokenize:
             return text
+        if transcription is not None:
+            named = [name if identify else None for name, identify in zip(languages, identifies, strict=True)]
+            kwargs["named_languages"] = named
         return self(text=text, audio=audio, transcription=transcription, **kwargs)
 
-    def tokenize_requests(self, text: list[str], transcription: str | list[str] | None = None) -> BatchFeature:
+    def tokenize_requests(
+        self,
+        text: list[str],
+        transcription: str | list[str] | None = None,
+        named_languages: list[str | None] | None = None,
+    ) -> BatchFeature:
         """
         Tokenize rendered prompts, and the transcripts that answer them, without recordings.
 
         Args:
             text (`list[str]`): Rendered prompts.
             transcription (`str` or `list[str]`, *optional*): Transcripts, one for each prompt.
+            named_languages (`list[str]`, *optional*): Code or English name of the language, or `None`, that each answer
+                names before its transcript. Silence has no language: before an empty transcript none is named.
 
         Returns:
             [`BatchFeature`]: The part of [`LlmAsrProcessor.__call__`]'s output that comes from `text` and
@@ -287,7 +337,11 @@ class LlmAsrProcessor(ProcessorMixin):
             raise ValueError(f"`transcription` must not contain the audio token {self.audio_token!r}.")
         # Tokenized apart from the prompt, so that a transcript has the same tokens whatever precedes it.
         targets = [self._tokenize(transcript) for transcript in transcripts]
-        answers = [[*target, self.tokenizer.eos_token_id] for target in targets]
+        names = self._language_names(named_languages, len(text))
+        answers = [
+            [*(self._tokenize(name + LANGUAGE_END) if name and target else ()), *target, self.tokenizer.eos_token_id]
+            for name, target in zip(names, targets, strict=True)
+        ]
         inputs = self._pad([row + answer for row, answer in zip(rows, answers, strict=True)])
         labels = torch.full_like(inputs["input_ids"], -100)
         for index, (row, answer) in enumerate(zip(rows, answers, strict=True)):
@@ -300,6 +354,7 @@ class LlmAsrProcessor(ProcessorMixin):
         self,
         token_ids,
         skip_special_tokens: bool = True,
+        return_language: bool = False,
         output_offsets: bool | str = False,
         alphas: torch.Tensor | np.ndarray | None = None,
         frame_period: float | None = None,
@@ -311,6 +366,8 @@ class LlmAsrProcessor(ProcessorMixin):
         Args:
             token_ids (`torch.LongTensor` or `list[int]`): Generated tokens.
             skip_special_tokens (`bool`, *optional*, defaults to `True`): Whether special tokens are left out.
+            return_language (`bool`, *optional*, defaults to `False`):
+                Whether to tell the language that the model has named.
             output_offsets (`bool` or `str`, *optional*, defaults to `False`):
                 `"word"` to say when each word was spoken, `True` for segments between pauses. Needs a projector with CIF.
             alphas (`torch.Tensor` of shape `(num_frames,)`, *optional*):
@@ -321,32 +378,45 @@ class LlmAsrProcessor(ProcessorMixin):
                 Passed on to the tokenizer.
 
         Returns:
-            `str`, or with `output_offsets` `{"text": str, "offsets": [{"text": str, "timestamp": (start, end)}, ...]}` in
-            seconds.
+            `str`, without the language where the model has named one; or with `return_language` and `output_offsets` a
+            dict of `"text"`, `"language"` (an English name or `None`) and `"offsets"`, `[{"text": str, "timestamp": (start,
+            end)}, ...]` in seconds.
 
         Raises:
             `ValueError`: If `output_offsets` is asked for without `alphas` and `frame_period`.
         """
-        text = self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens, **kwargs).strip()
+        language, transcript_ids = self._split_language(token_ids)
+        text = self.tokenizer.decode(transcript_ids, skip_special_tokens=skip_special_tokens, **kwargs).strip()
+        decoded = {"text": text, "language": language} if return_language else {"text": text}
         if not output_offsets:
-            return text
+            return decoded if return_language else text
         if output_offsets not in (True, "word"):
             raise ValueError(f"`output_offsets` must be 'word', True or False, got {output_offsets!r}.")
         if alphas is None or frame_period is None:
             raise ValueError(
                 "`output_offsets` needs `alphas` and `frame_period`, which only projectors with CIF ('cif', 'moe_cif') have."
             )
-        words, token_counts = self._split_words(token_ids)
+        words, token_counts = self._split_words(transcript_ids)
         times = align_words(token_counts, np.asarray(alphas, dtype=np.float64), frame_period)
         offsets = [{"text": word, "timestamp": time} for word, time in zip(words, times, strict=True)]
-        return {
-            "text": text,
-            "offsets": offsets if output_offsets == "word" else join_segments(offsets, SEGMENT_PAUSE),
-        }
+        return {**decoded, "offsets": offsets if output_offsets == "word" else join_segments(offsets, SEGMENT_PAUSE)}
 
     def batch_decode(self, sequences, skip_special_tokens: bool = True, **kwargs) -> list[str]:
         """Text of each row of generated tokens; special tokens are left out unless asked for."""
         return [self.decode(row, skip_special_tokens=skip_special_tokens, **kwargs) for row in sequences]
+
+    def _split_language(self, token_ids) -> tuple[str | None, list[int]]:
+        """The language that the model has named, if it has, and the tokens of the transcript."""
+        ids = [int(token_id) for token_id in token_ids]
+        for count in range(1, len(ids) + 1):
+            text = self.tokenizer.decode(ids[:count], skip_special_tokens=True)
+            name, end, _ = text.partition(LANGUAGE_END)
+            if end:
+                return (name, ids[count:]) if name in self.languages.values() else (None, ids)
+            # What no language's name begins with is a transcript.
+            if not any(language.startswith(text) for language in self.languages.values()):
+                break
+        return None, ids
 
     def _split_words(self, token_ids) -> tuple[list[str], list[int]]:
         """Words of generated tokens, split at white space, and the number of tokens of each."""
@@ -372,7 +442,41 @@ class LlmAsrProcessor(ProcessorMixin):
             token_counts[-1] += num_spaces
         return words, token_counts
 
-    def _render_request(self, language: str | None, prompt: str | None) -> str:
+    def _language_names(self, language: str | list[str | None] | None, count: int) -> list[str | None]:
+        """English names of codes or names, one for each of `count` recordings."""
+        languages = list(language) if isinstance(language, (list, tuple)) else [language] * count
+        if len(languages) != count:
+            raise ValueError(f"`language` has {len(languages)} entries for {count} recording(s).")
+        return [self.language_name(one) for one in languages]
+
+    def language_name(self, language: str | None) -> str | None:
+        """
+        English name of a language, as it is written in prompts.
+
+        Args:
+            language (`str`, *optional*): A code (`"es"`, `"es-MX"`) or an English name, in upper or lower case.
+
+        Raises:
+            `ValueError`: If it is none of `languages`; the message lists them.
+        """
+        if language is None:
+            return None
+        if not isinstance(language, str):
+            raise TypeError(f"`language` must be a string, a code or a name, got {language!r}.")
+        code = language.lower()
+        # Regions do not matter ("pt-BR"), and Whisper knows some languages by several names.
+        code = code if code in self.languages else re.split("[-_]", code)[0]
+        code = TO_LANGUAGE_CODE.get(language.lower(), code)
+        names = {name.lower(): name for name in self.languages.values()}
+        name = self.languages.get(code, names.get(language.lower()))
+        if name is None:
+            known = ", ".join(f"{code} ({name})" for code, name in sorted(self.languages.items()))
+            raise ValueError(
+                f"`language` {language!r} is not known; choose one of {known}, or None if it is not known."
+            )
+        return name
+
+    def _render_request(self, language: str | None, identify_language: bool, prompt: str | None) -> str:
         if prompt is not None and self.audio_token in prompt:
             raise ValueError(f"`prompt` must not contain the audio token {self.audio_token!r}.")
         (content,), _ = render_jinja_template(
@@ -380,6 +484,7 @@ class LlmAsrProcessor(ProcessorMixin):
             chat_template=self.transcription_template,
             audio_token=self.audio_token,
             language=language,
+            identify_language=identify_language,
             prompt=prompt,
         )
         (text,), _ = render_jinja_template(
@@ -461,8 +566,8 @@ def _as_list(value) -> list:
     return [value]
 
 
-def _language_name(language: str | None) -> str | None:
-    return prepare_language_inputs(language, 1, LANGUAGE_CODE_TO_NAME, return_code=False)[0]
+def _both(language: str | None, identifies: bool) -> bool:
+    return language is not None and identifies
 
 
 def _samples_per_frame(audio_config, feature_extractor) -> int:

@@ -28,8 +28,8 @@ class LlmAsrDataCollator:
         language_column (`str`, *optional*, defaults to `"language"`):
             Column with language codes or names; rows without it are transcribed without naming a language.
         language_dropout (`float`, *optional*, defaults to 0.0):
-            Share of rows whose prompts leave the language out, so that the model learns both ways to be asked. Which
-            rows these are is random but fixed.
+            Share of rows whose prompts leave the language out, so that the model learns all ways to be asked: half of
+            them ask the model to name it. Which rows these are is random but fixed.
         hidden_states_column (`str`, *optional*):
             Column with files written by [`cache_audio_hidden_states`], to be used in place of recordings.
     """
@@ -57,14 +57,16 @@ class LlmAsrDataCollator:
             `ValueError`: If a recording cannot be used or a transcript is missing; it names the row.
         """
         transcripts = [self._transcript(row) for row in rows]
-        requests = {"language": [self._language(row) for row in rows], "transcription": transcripts}
+        languages, identifies = zip(*(self._language(row) for row in rows), strict=True)
+        requests = {"language": languages, "identify_language": identifies}
         if self.hidden_states_column is None:
             recordings = [self._recording(row) for row in rows]
-            return self.processor.apply_transcription_request(recordings, **requests)
+            return self.processor.apply_transcription_request(recordings, transcription=transcripts, **requests)
         prompts = self.processor.apply_transcription_request(
-            [row[self.audio_column] for row in rows], language=requests["language"], tokenize=False
+            [row[self.audio_column] for row in rows], tokenize=False, **requests
         )
-        batch = self.processor.tokenize_requests(prompts, transcripts)
+        named = [language if identify else None for language, identify in zip(languages, identifies, strict=True)]
+        batch = self.processor.tokenize_requests(prompts, transcripts, named)
         hidden_states = [load_file(row[self.hidden_states_column])["hidden_states"].float() for row in rows]
         lengths = torch.tensor([len(states) for states in hidden_states])
         batch["audio_hidden_states"] = pad_sequence(hidden_states, batch_first=True)
@@ -85,10 +87,14 @@ class LlmAsrDataCollator:
             raise ValueError(f"{_name(row)}: column {self.text_column!r} must hold a transcript, got {transcript!r}.")
         return transcript
 
-    def _language(self, row: dict) -> str | None:
+    def _language(self, row: dict) -> tuple[str | None, bool]:
+        """The language of a row, unless nobody is to know it, and whether it is the model that says it."""
+        language = row.get(self.language_column)
         # Drawn by the row and not from a generator's state, so that a resumed run sees the prompts it would have seen.
         draw = zlib.crc32(f"{row.get('row')} {row[self.text_column]}".encode()) / 2**32
-        return None if draw < self.language_dropout else row.get(self.language_column)
+        if language is None or draw < self.language_dropout / 2:
+            return None, False
+        return language, draw < self.language_dropout
 
 
 def _name(row: dict) -> str:
