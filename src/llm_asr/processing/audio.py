@@ -2,6 +2,8 @@
 
 import io
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from urllib.request import urlopen
@@ -53,6 +55,64 @@ def load_audio(source: AudioSource, sampling_rate: int) -> np.ndarray:
     return check_waveform(source)
 
 
+@dataclass
+class AudioStream:
+    """
+    A recording that is read piece by piece.
+
+    Attributes:
+        duration (`float`): Seconds.
+        blocks (`Iterator[np.ndarray]`): Consecutive samples, float32 arrays of shape `(num_samples,)`; to be iterated once.
+    """
+
+    duration: float
+    blocks: Iterator[np.ndarray]
+
+
+def stream_audio(source: AudioSource, sampling_rate: int, block_seconds: float = 10.0) -> AudioStream:
+    """
+    Read a recording piece by piece, so that an hour of it takes no more memory than `block_seconds`.
+
+    Args:
+        source (`AudioSource`): See [`load_audio`]. A file from an address is held whole, but encoded.
+        sampling_rate (`int`): Samples per second wanted.
+        block_seconds (`float`, *optional*, defaults to 10.0): Seconds to be read at a time.
+
+    Raises:
+        `ValueError`, `TypeError`: As [`load_audio`]; unusable samples are found when they are reached.
+    """
+    encoded = source
+    if isinstance(source, dict) and source.get("array") is None and source.get("raw") is None:
+        encoded = source.get("bytes") or source.get("path")
+    if not isinstance(encoded, (str, Path, bytes)):
+        waveform = load_audio(source, sampling_rate)
+        size = int(block_seconds * sampling_rate)
+        blocks = (waveform[start : start + size] for start in range(0, len(waveform), size))
+        return AudioStream(len(waveform) / sampling_rate, blocks)
+    file, name = _open_file(encoded)
+    return AudioStream(file.frames / file.samplerate, _read_blocks(file, name, sampling_rate, block_seconds))
+
+
+def _read_blocks(
+    file: soundfile.SoundFile, name: str, sampling_rate: int, block_seconds: float
+) -> Iterator[np.ndarray]:
+    with file:
+        size = int(block_seconds * file.samplerate)
+        resampler = soxr.ResampleStream(file.samplerate, sampling_rate, 1, dtype="float32")
+        num_read, is_last = 0, False
+        while not is_last:
+            samples = _read(file, name, size).mean(axis=1)
+            # A header may promise more than there is.
+            is_last = len(samples) < size
+            if num_read == 0 or len(samples):
+                samples = check_waveform(samples, f"`audio` in {name}")
+            num_read += len(samples)
+            if file.samplerate != sampling_rate:
+                samples = resampler.resample_chunk(samples, last=is_last)
+            if len(samples):
+                yield samples
+
+
 def check_waveform(waveform: np.ndarray, name: str = "`audio`") -> np.ndarray:
     """`waveform` as float32, or a `ValueError` that says why `name` is no mono recording."""
     if waveform.ndim != 1:
@@ -97,6 +157,14 @@ def _load_dict(source: dict, sampling_rate: int) -> np.ndarray:
 
 
 def _load_file(source: str | Path | bytes, sampling_rate: int) -> np.ndarray:
+    file, name = _open_file(source)
+    with file:
+        waveform = _read(file, name).mean(axis=1)
+        return resample(check_waveform(waveform, f"`audio` in {name}"), file.samplerate, sampling_rate)
+
+
+def _open_file(source: str | Path | bytes) -> tuple[soundfile.SoundFile, str]:
+    """The opened file, and what to call it in errors."""
     name = "the given bytes" if isinstance(source, bytes) else f"{str(source)!r}"
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         try:
@@ -107,15 +175,23 @@ def _load_file(source: str | Path | bytes, sampling_rate: int) -> np.ndarray:
     if not isinstance(source, bytes) and not Path(source).is_file():
         raise ValueError(f"`audio` file {name} does not exist.")
     try:
-        waveform, file_rate = soundfile.read(
-            io.BytesIO(source) if isinstance(source, bytes) else source, dtype="float32", always_2d=True
-        )
+        return soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source), name
     except soundfile.LibsndfileError as error:
-        raise ValueError(
-            f"`audio` cannot be read from {name}: {error}. Is it an audio file? libsndfile reads WAV, FLAC, OGG and MP3; "
-            "convert others first."
-        ) from error
-    return resample(check_waveform(waveform.mean(axis=1), f"`audio` in {name}"), file_rate, sampling_rate)
+        raise ValueError(_unreadable(name, error)) from error
 
 
-__all__ = ["AudioSource", "check_waveform", "load_audio", "resample"]
+def _read(file: soundfile.SoundFile, name: str, frames: int = -1) -> np.ndarray:
+    try:
+        return file.read(frames, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise ValueError(_unreadable(name, error)) from error
+
+
+def _unreadable(name: str, error: soundfile.LibsndfileError) -> str:
+    return (
+        f"`audio` cannot be read from {name}: {error}. Is it an audio file? libsndfile reads WAV, FLAC, OGG and MP3; "
+        "convert others first."
+    )
+
+
+__all__ = ["AudioSource", "AudioStream", "check_waveform", "load_audio", "resample", "stream_audio"]
