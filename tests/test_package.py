@@ -113,5 +113,7 @@ def test_who_has_the_package_need_not_trust_the_code_of_a_checkpoint(checkpoint_
     transcriber = pipeline("automatic-speech-recognition", model=str(folder))
     assert type(transcriber) is llm_asr.LlmAsrPipeline
     assert type(transcriber.model) is llm_asr.LlmAsrForConditionalGeneration
-    expected = model.generate(**processor.apply_transcription_request(recordings[1]), max_new_tokens=8)
+    expected = model.generate(
+        **processor.apply_transcription_request(recordings[1], identify_language=True), max_new_tokens=8
+    )
     assert transcriber(recordings[1], max_new_tokens=8)["text"] == processor.decode(expected[0])

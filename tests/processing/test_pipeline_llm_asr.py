@@ -11,6 +11,8 @@ from transformers import (
     AutoModelForSpeechSeq2Seq,
     AutoProcessor,
     GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
     Wav2Vec2Config,
     Wav2Vec2FeatureExtractor,
     Wav2Vec2ForCTC,
@@ -18,6 +20,7 @@ from transformers import (
 )
 
 from llm_asr import LlmAsrPipeline
+from llm_asr.processing.segmentation import split_at_silences
 
 
 TASK = "automatic-speech-recognition"
@@ -43,8 +46,8 @@ def expected(checkpoint, recordings):
     """Texts by the model and the processor alone."""
     model = AutoModelForSpeechSeq2Seq.from_pretrained(checkpoint)
     processor = AutoProcessor.from_pretrained(checkpoint)
-    tokens = model.generate(**processor.apply_transcription_request(recordings), **GENERATE)
-    return processor.batch_decode(tokens)
+    request = processor.apply_transcription_request(recordings, identify_language=True)
+    return processor.batch_decode(model.generate(**request, **GENERATE))
 
 
 def texts(outputs):
@@ -96,7 +99,8 @@ def test_language_and_context_reach_the_prompt(transcriber, checkpoint, recordin
 def test_encoders_without_a_window_batch_features_of_any_length(parts, recordings, audio):
     model, processor = compose(parts, "moe_cif", audio=audio)
     made = LlmAsrPipeline(model=model, processor=processor)
-    tokens = model.generate(**processor.apply_transcription_request(recordings), **GENERATE)
+    request = processor.apply_transcription_request(recordings, identify_language=True)
+    tokens = model.generate(**request, **GENERATE)
     for batch_size in (1, 3):
         outputs = made(recordings, batch_size=batch_size, generate_kwargs=GENERATE)
         assert texts(outputs) == processor.batch_decode(tokens)
@@ -121,7 +125,8 @@ def test_a_model_in_memory_needs_its_processor(parts, recordings):
         processor=processor,
     )
     assert type(made) is LlmAsrPipeline
-    tokens = model.generate(**processor.apply_transcription_request(recordings), **GENERATE)
+    request = processor.apply_transcription_request(recordings, identify_language=True)
+    tokens = model.generate(**request, **GENERATE)
     assert texts(made(recordings, generate_kwargs=GENERATE)) == processor.batch_decode(tokens)
     with pytest.raises(ValueError, match="`processor` must be passed"):
         LlmAsrPipeline(model=model)
@@ -133,14 +138,15 @@ def test_whatever_the_caller_wants_of_generate_a_text_comes_back(transcriber, re
 
 
 def test_decoding_is_greedy_unless_told(transcriber, recordings, expected):
-    assert transcriber(recordings[0], **GENERATE)["text"] == expected[0]
-    assert transcriber(recordings[0], num_beams=3, **GENERATE)["text"] != expected[0]
+    assert texts(transcriber(recordings, **GENERATE)) == expected
+    assert texts(transcriber(recordings, num_beams=3, **GENERATE)) != expected
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"chunk_length_s": 2}, "`chunk_length_s` is not supported"),
+        ({"chunk_length_s": 4}, "`chunk_length_s` is 4, and the speech encoder takes 3 s"),
+        ({"return_timestamps": "word", "return_confidence": True}, "`return_confidence` is of segments"),
         ({"return_timestamps": "char"}, "`return_timestamps` must be 'word', True or False, got 'char'"),
         ({"stride_length_s": 1}, "`stride_length_s` is not supported"),
         ({"decoder_kwargs": {}}, "`decoder_kwargs` is not supported"),
@@ -172,23 +178,121 @@ def test_timestamps_of_words_and_segments(transcriber, recordings, expected):
     assert " ".join(segment["text"] for segment in segments).split() == expected[2].split()
 
 
-def test_timestamps_need_cif(parts, recordings):
+def test_timestamps_of_words_need_cif(parts, recordings):
     model, processor = compose(parts, "conv")
     made = LlmAsrPipeline(model=model, processor=processor)
+    (chunk,) = made(recordings[1], return_timestamps=True)["chunks"]
+    assert chunk["timestamp"] == (0.0, 1.3)
     with pytest.raises(ValueError, match=r"needs a projector with CIF .*, and this model's is 'conv'"):
         made(recordings[0], return_timestamps="word")
 
 
 def test_bad_recordings_are_refused(transcriber):
-    with pytest.raises(ValueError, match=r"lasts 4.0 s, and the speech encoder takes 3.0 s"):
-        transcriber(np.zeros(64000, dtype="float32"))
     with pytest.raises(ValueError, match="'nowhere.wav' does not exist"):
         transcriber("nowhere.wav")
 
 
-def test_the_stock_pipeline_transcribes_too(checkpoint, recordings, expected):
+@pytest.fixture(scope="module")
+def long_recording():
+    """Bursts of noise of 0.5 to 2.5 s between pauses of 0.8 s, 40 s in all, and where they are."""
+    generator = np.random.default_rng(0)
+    pieces, spans, position = [], [], 0
+    while position < 40 * 16000:
+        pieces.append(np.zeros(int(0.8 * 16000), dtype="float32"))
+        position += len(pieces[-1])
+        pieces.append((0.2 * generator.standard_normal(generator.integers(8000, 40000))).astype("float32"))
+        spans.append((position, position + len(pieces[-1])))
+        position += len(pieces[-1])
+    return np.concatenate(pieces), spans
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_long_recording_is_the_sum_of_its_segments(transcriber, long_recording, batch_size, tmp_path):
+    waveform, spans = long_recording
+    options = {"batch_size": batch_size, "return_timestamps": True, "generate_kwargs": GENERATE}
+    result = transcriber(waveform, **options)
+    starts = [start / 16000 for start, _ in spans]
+    segments = list(split_at_silences([waveform], 16000, max_segment_s=3.0))
+    assert len(segments) == len(spans)
+    alone = [transcriber(segment.waveform, **options) for segment in segments]
+    assert result["text"] == " ".join(text for text in texts(alone) if text)
+    expected = [
+        (chunk["text"], [segment.start + time for time in chunk["timestamp"]])
+        for segment, output in zip(segments, alone, strict=True)
+        for chunk in output["chunks"]
+    ]
+    assert [chunk["text"] for chunk in result["chunks"]] == [text for text, _ in expected]
+    for chunk, (_, times) in zip(result["chunks"], expected, strict=True):
+        assert chunk["timestamp"] == pytest.approx(times)
+        assert any(start - 0.3 <= chunk["timestamp"][0] for start in starts)
+    file = tmp_path / "long.flac"
+    soundfile.write(file, waveform, 16000, subtype="PCM_24")
+    streamed = transcriber([str(file), str(file)], **options)
+    assert [output["text"] for output in streamed] == [result["text"]] * 2
+
+
+def test_a_long_recording_at_another_rate_and_with_a_progress_bar(transcriber, long_recording, tmp_path, capsys):
+    waveform, spans = long_recording
+    file = tmp_path / "long.wav"
+    soundfile.write(file, soxr.resample(waveform, 16000, 44100), 44100)
+    result = transcriber(str(file), return_timestamps=True, progress_bar=True, generate_kwargs=GENERATE)
+    assert "100%" in capsys.readouterr().err
+    assert result["chunks"][-1]["timestamp"][1] == pytest.approx(spans[-1][1] / 16000, abs=0.3)
+
+
+def test_shorter_segments_when_asked(transcriber, recordings, long_recording):
+    waveform, _ = long_recording
+    options = {"return_timestamps": True, "generate_kwargs": GENERATE}
+    chunks = transcriber(waveform, chunk_length_s=1.0, **options)["chunks"]
+    assert all(end - start <= 1.0 for start, end in (chunk["timestamp"] for chunk in chunks))
+    assert transcriber(recordings[2], chunk_length_s=1.0, vad="energy", min_silence_s=0.2, **options)["chunks"]
+    with pytest.raises(ValueError, match="`vad` must be one of"):
+        transcriber(waveform, vad="ears")
+
+
+def test_an_hour_of_silence_has_no_text(transcriber):
+    silence = {"raw": np.zeros(20 * 16000, dtype="float32"), "sampling_rate": 16000}
+    result = transcriber(silence, return_timestamps=True, generate_kwargs=GENERATE)
+    assert result == {"text": "", "language": None, "chunks": []}
+    assert transcriber(silence, language="es", generate_kwargs=GENERATE) == {"text": "", "language": "Spanish"}
+
+
+def test_the_language_is_told_or_reported(transcriber, recordings, monkeypatch):
+    assert transcriber(recordings[0], language="es-MX", **GENERATE)["language"] == "Spanish"
+    assert transcriber(recordings[0], **GENERATE)["language"] is None
+    # A random model names none: have it write what a trained one would.
+    processor = transcriber.processor
+    answer = [*processor._tokenize("French\n"), *processor._tokenize("un deux"), processor.tokenizer.eos_token_id]
+
+    class Forced(LogitsProcessor):
+        def __call__(self, input_ids, scores):
+            forced = torch.full_like(scores, -torch.inf)
+            forced[:, answer[min(input_ids.shape[1], len(answer) - 1)]] = 0.0
+            return forced
+
+    options = {"logits_processor": LogitsProcessorList([Forced()]), "max_new_tokens": 40}
+    result = transcriber(recordings, batch_size=2, return_timestamps=True, generate_kwargs=options)
+    for output in result:
+        assert (output["text"], output["language"]) == ("un deux", "French")
+        assert all(chunk["language"] == "French" for chunk in output["chunks"])
+        assert " ".join(chunk["text"] for chunk in output["chunks"]) == "un deux"
+
+
+def test_confidence_on_request(transcriber, recordings):
+    for output in transcriber(recordings, batch_size=3, return_confidence=True, generate_kwargs=GENERATE):
+        for chunk in output["chunks"]:
+            assert chunk["avg_logprob"] < 0
+            assert 0 <= chunk["no_speech_prob"] <= 1
+    fallback = {"temperature": [0.0, 0.5], "logprob_threshold": -1e9, **GENERATE}
+    assert transcriber(recordings[0], generate_kwargs=fallback) == transcriber(recordings[0], generate_kwargs=GENERATE)
+
+
+def test_the_stock_pipeline_transcribes_too(checkpoint, recordings):
     stock = pipeline(TASK, model=checkpoint, pipeline_class=AutomaticSpeechRecognitionPipeline)
     assert stock.type == "seq2seq"
+    tokens = stock.model.generate(**AutoProcessor.from_pretrained(checkpoint)(audio=recordings), **GENERATE)
+    expected = stock.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    expected = [text.strip() for text in expected]
     assert stock(recordings[0], generate_kwargs=GENERATE)["text"].strip() == expected[0]
     batched = stock(recordings, batch_size=3, generate_kwargs=GENERATE)
     assert [text.strip() for text in texts(batched)] == expected

@@ -40,6 +40,9 @@ def test_balance_is_logged_with_the_loss(parts, tmp_path):
     )
     logs = train_and_read(trainer)
     assert [entry["step"] for entry in logs] == [2, 4]
+    # The logs of the `Trainer` itself are still written.
+    losses = [entry["step"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses == [2, 4]
     for entry, batches in zip(logs, (chosen[:2], chosen[2:]), strict=True):
         counts = torch.bincount(torch.cat(batches).flatten(), minlength=4).double()
         shares = counts / counts.sum()

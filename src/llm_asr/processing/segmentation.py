@@ -144,7 +144,7 @@ def _next_segment(
         # Silence, of which the next segment may want the end.
         end = len(speech) if is_last else len(speech) - rules.padding
         return (end, end) if end > 0 else None
-    first = max(0, spoken[0] - rules.padding)
+    first = max(0, int(spoken[0]) - rules.padding)
     # A silence is a gap between spoken frames; the one at the end may go on.
     last_of_each = spoken[np.flatnonzero(np.diff(spoken) > rules.silence)]
     if len(last_of_each):
@@ -154,8 +154,8 @@ def _next_segment(
     elif len(speech) - first < rules.longest:
         return None
     else:
-        end = len(speech)
-    if end - first > rules.longest:
+        end = None
+    if end is None or end - first > rules.longest:
         end = _best_cut(speech, levels, first + rules.longest // 2, first + rules.longest)
     return first, end
 

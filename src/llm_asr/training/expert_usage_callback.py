@@ -59,6 +59,8 @@ class ExpertUsageCallback(TrainerCallback):
                 "dead_experts": int((shares < 0.1 / len(shares)).sum()),
             }
         )
+        # Logging ends the wish to log, and the `Trainer` has yet to log its own.
+        control.should_log = True
 
     def _count(self, balance: ExpertBalance, arguments: tuple) -> None:
         if balance.training:

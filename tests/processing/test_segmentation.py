@@ -1,0 +1,197 @@
+"""Long recordings are split at silences, without losing or repeating speech."""
+
+import numpy as np
+import pytest
+
+from llm_asr.processing.segmentation import BLOCK_SECONDS, Segment, split_at_silences
+from llm_asr.processing.voice_activity import FRAME_SECONDS, EnergyActivity, SileroActivity
+
+
+RATE = 16000
+
+
+def burst(seconds, generator, level=0.2):
+    """Noise that is loud and quiet like syllables."""
+    time = np.arange(int(seconds * RATE)) / RATE
+    envelope = 0.3 + 0.7 * np.abs(np.sin(2 * np.pi * 3 * time))
+    return (level * envelope * generator.standard_normal(len(time))).astype("float32")
+
+
+def make_recording(pauses, noise, generator, seconds=(1.0, 4.0)):
+    """Bursts between pauses, over noise, and where they are."""
+    pieces, spans, position = [], [], 0
+    for pause in pauses:
+        pieces.append(np.zeros(int(pause * RATE), dtype="float32"))
+        position += len(pieces[-1])
+        pieces.append(burst(generator.uniform(*seconds), generator))
+        spans.append((position / RATE, (position + len(pieces[-1])) / RATE))
+        position += len(pieces[-1])
+    waveform = np.concatenate(pieces)
+    return waveform + (noise * generator.standard_normal(len(waveform))).astype("float32"), spans
+
+
+def split(waveform, block_seconds=10.0, **kwargs):
+    size = int(block_seconds * RATE)
+    blocks = (waveform[start : start + size] for start in range(0, len(waveform), size))
+    return list(split_at_silences(blocks, RATE, **kwargs))
+
+
+def check(segments, waveform, max_segment_s=30.0):
+    """They are parts of the recording, in order, not overlapping, and no longer than allowed."""
+    end = 0.0
+    for segment in segments:
+        assert segment.start >= end - 1e-9
+        assert 0 < segment.end - segment.start <= max_segment_s
+        start = round(segment.start * RATE)
+        np.testing.assert_array_equal(segment.waveform, waveform[start : start + len(segment.waveform)])
+        end = segment.end
+    assert end <= len(waveform) / RATE + 1e-9
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.0005, 0.005])
+def test_each_burst_between_long_pauses_is_a_segment(noise):
+    generator = np.random.default_rng(0)
+    waveform, spans = make_recording(generator.uniform(0.7, 2.5, size=40), noise, generator)
+    segments = split(waveform)
+    check(segments, waveform)
+    assert len(segments) == len(spans)
+    for segment, (start, end) in zip(segments, spans, strict=True):
+        # Nothing of it is cut off, and no more is added than its padding.
+        assert start - 0.3 < segment.start <= start + FRAME_SECONDS
+        assert end - FRAME_SECONDS <= segment.end < end + 0.3
+
+
+def test_short_pauses_do_not_separate():
+    generator = np.random.default_rng(1)
+    waveform, spans = make_recording([1.0, 0.2, 0.3, 1.0, 0.2], 0.001, generator)
+    segments = split(waveform)
+    assert len(segments) == 2
+    assert segments[0].end >= spans[2][1]
+    assert segments[1].start <= spans[3][0]
+    assert len(split(waveform, min_silence_s=0.15)) == 5
+
+
+def test_speech_without_pauses_is_cut_and_nothing_is_lost():
+    generator = np.random.default_rng(2)
+    waveform = burst(125, generator)
+    segments = split(waveform, max_segment_s=10.0)
+    check(segments, waveform, 10.0)
+    np.testing.assert_array_equal(np.concatenate([segment.waveform for segment in segments]), waveform)
+    assert all(segment.end - segment.start >= 4.9 for segment in segments[:-1])
+    # Where it is quietest: between the syllables, which come three times a second with a dip at each end.
+    for segment in segments[:-1]:
+        assert abs((segment.end * 6) % 1 - 0.5) > 0.2
+
+
+def test_a_cut_is_made_in_the_longest_pause_there_is():
+    generator = np.random.default_rng(3)
+    waveform, spans = make_recording([0.0, 0.1, 0.35, 0.1, 0.1], 0.0005, generator, seconds=(3.0, 3.0))
+    segments = split(waveform, max_segment_s=10.0)
+    check(segments, waveform, 10.0)
+    assert spans[1][1] - FRAME_SECONDS <= segments[0].end <= spans[2][0] + FRAME_SECONDS
+    for start, end in spans:
+        assert (
+            sum(segment.start <= start + FRAME_SECONDS and segment.end >= end - FRAME_SECONDS for segment in segments)
+            == 1
+        )
+
+
+@pytest.mark.parametrize("max_segment_s", [3.0, 30.0])
+def test_how_the_recording_is_read_does_not_matter(max_segment_s):
+    generator = np.random.default_rng(4)
+    waveform, _ = make_recording(generator.uniform(0.1, 1.5, size=30), 0.002, generator)
+    whole = split(waveform, block_seconds=1000, max_segment_s=max_segment_s)
+    check(whole, waveform, max_segment_s)
+    for block_seconds in (0.01, 1.0, 7.3, 10.0):
+        other = split(waveform, block_seconds=block_seconds, max_segment_s=max_segment_s)
+        assert [(one.start, one.end) for one in other] == [(one.start, one.end) for one in whole]
+
+
+@pytest.mark.parametrize("level", [0.0, 1e-4])
+def test_silence_has_no_segments(level):
+    noise = np.random.default_rng(5).standard_normal(60 * RATE).astype("float32")
+    assert split((level * noise).astype("float32")) == []
+    assert split(np.empty(0, dtype="float32")) == []
+
+
+def test_clicks_are_no_speech():
+    waveform = np.zeros(40 * RATE, dtype="float32")
+    waveform[20 * RATE : 20 * RATE + 200] = 0.5
+    assert split(waveform) == []
+
+
+def test_loud_and_even_noise_is_not_dropped():
+    waveform = (0.2 * np.random.default_rng(6).standard_normal(65 * RATE)).astype("float32")
+    segments = split(waveform)
+    np.testing.assert_array_equal(np.concatenate([segment.waveform for segment in segments]), waveform)
+
+
+def test_a_quiet_speaker_after_a_loud_one_is_heard():
+    generator = np.random.default_rng(7)
+    silence = np.zeros(2 * RATE, dtype="float32")
+    waveform = np.concatenate([burst(5, generator, 0.3), silence, burst(5, generator, 0.01), silence])
+    waveform += (1e-4 * generator.standard_normal(len(waveform))).astype("float32")
+    assert len(split(waveform)) == 2
+
+
+def test_no_more_is_held_than_a_segment_and_a_block():
+    generator = np.random.default_rng(8)
+    piece = burst(7, generator)
+    num_read = 0
+
+    def hour():
+        nonlocal num_read
+        for _ in range(3600 // 7):
+            num_read += len(piece)
+            yield piece
+
+    for segment in split_at_silences(hour(), RATE, max_segment_s=20.0):
+        assert num_read / RATE - segment.end <= 20 + 2 * BLOCK_SECONDS + 7
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"vad": "ears"}, r"`vad` must be one of \['energy', 'silero'\], got 'ears'"),
+        ({"min_silence_s": 0.0}, "`min_silence_s` must be positive"),
+        ({"max_segment_s": 0.2}, "at least 1 s"),
+    ],
+)
+def test_impossible_options_are_refused_before_anything_is_read(options, message):
+    def unread():
+        raise AssertionError("nothing is to be read")
+        yield
+
+    with pytest.raises(ValueError, match=message):
+        split_at_silences(unread(), RATE, **options)
+
+
+def test_energy_activity_adapts_to_the_recording():
+    generator = np.random.default_rng(9)
+    waveform, spans = make_recording([1.0] * 5, 0.01, generator)
+    frames = waveform[: len(waveform) // 512 * 512].reshape(-1, 512)
+    found = EnergyActivity(RATE)(frames)
+    inside = np.zeros(len(frames), dtype=bool)
+    for start, end in spans:
+        inside[int(start / FRAME_SECONDS) : int(end / FRAME_SECONDS)] = True
+    assert found[inside].mean() > 0.9
+    assert found[~inside].mean() < 0.05
+
+
+def test_silero_knows_noise_from_speech():
+    pytest.importorskip("silero_vad")
+    noise = (0.1 * np.random.default_rng(10).standard_normal(10 * RATE)).astype("float32")
+    assert split(noise, vad="silero") == []
+    assert not SileroActivity(RATE)(np.zeros((3, 512), dtype="float32")).any()
+    with pytest.raises(ValueError, match="16000"):
+        SileroActivity(8000)
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setattr("llm_asr.processing.voice_activity.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install llm-asr\[vad\]"):
+        split(np.zeros(RATE, dtype="float32"), vad="silero")
+
+
+def test_a_segment_knows_its_end():
+    assert Segment(start=1.5, waveform=np.zeros(8000, dtype="float32"), sampling_rate=16000).end == 2.0

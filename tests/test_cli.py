@@ -1,0 +1,181 @@
+"""`llm-asr transcribe`."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+from tiny_models import compose
+from transformers import pipeline
+
+from llm_asr import transcribing
+from llm_asr.cli import main
+from llm_asr.transcribing import UsageError, find_recordings, plan_outputs
+
+
+@pytest.fixture(scope="module")
+def checkpoint(parts, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model, processor = compose(parts, "cif")
+    model.generation_config.max_new_tokens = 8
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def transcripts(checkpoint):
+    """Transcripts of files by the pipeline itself."""
+    transcriber = pipeline("automatic-speech-recognition", model=checkpoint)
+    return lambda file, **options: transcriber(str(file), **options)
+
+
+@pytest.fixture
+def folder(recordings, tmp_path):
+    """Three recordings, one of them further down, and what is none."""
+    root = tmp_path / "recordings"
+    for name, recording in zip(("one.wav", "two.flac", "more/one.wav"), recordings, strict=True):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(root / name, recording, 16000)
+    (root / "notes.md").write_text("no recording")
+    return root
+
+
+def test_one_file_goes_to_the_terminal(checkpoint, folder, transcripts, capsys):
+    assert main(["transcribe", str(folder / "one.wav"), "--model", checkpoint]) == 0
+    assert capsys.readouterr().out == transcripts(folder / "one.wav")["text"] + "\n"
+
+
+@pytest.mark.parametrize(
+    "entry", [["-m", "llm_asr"], ["-c", "import sys; from llm_asr.cli import main; sys.exit(main())"]]
+)
+def test_as_a_program(checkpoint, folder, transcripts, entry):
+    command = [
+        sys.executable,
+        *entry,
+        "transcribe",
+        str(folder / "two.flac"),
+        "--model",
+        checkpoint,
+        "--format",
+        "json",
+    ]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    assert found["file"] == str(folder / "two.flac")
+    assert found["text"] == transcripts(folder / "two.flac")["text"]
+
+
+def test_a_folder_in_every_format(checkpoint, folder, transcripts, tmp_path):
+    out = tmp_path / "out"
+    formats = ["txt", "json", "srt", "vtt"]
+    assert (
+        main(["transcribe", str(folder), "--model", checkpoint, "--output-dir", str(out), "--format", *formats]) == 0
+    )
+    written = sorted(str(file.relative_to(out)) for file in out.rglob("*") if file.is_file())
+    assert written == sorted(f"{stem}.{name}" for stem in ("one", "two", "more/one") for name in formats)
+    for stem, file in (("one", "one.wav"), ("more/one", "more/one.wav")):
+        expected = transcripts(folder / file, return_timestamps=True)
+        assert (out / f"{stem}.txt").read_text() == expected["text"] + "\n"
+        assert json.loads((out / f"{stem}.json").read_text())["language"] == expected["language"]
+        cues = (out / f"{stem}.srt").read_text().count(" --> ")
+        assert cues == len(expected["chunks"]) == (out / f"{stem}.vtt").read_text().count(" --> ")
+
+
+def test_patterns_and_word_times(checkpoint, folder, transcripts, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["--model", checkpoint, "--output-dir", str(out), "--format", "json", "--timestamps", "word"]
+    assert main(["transcribe", str(folder / "**" / "*.wav"), *arguments]) == 0
+    found = json.loads((out / "more" / "one.json").read_text())
+    expected = transcripts(folder / "more" / "one.wav", return_timestamps="word")
+    assert [chunk["text"] for chunk in found["chunks"]] == [chunk["text"] for chunk in expected["chunks"]]
+    assert (out / "one.json").exists()
+    assert not (out / "two.json").exists()
+
+
+def test_what_is_there_is_not_done_again(checkpoint, folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ["transcribe", str(folder), "--model", checkpoint, "--output-dir", str(out)]
+    assert main(command) == 0
+    (out / "two.txt").write_text("by hand")
+    (out / "one.txt").unlink()
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "2 of 3 transcribed before" in capsys.readouterr().err
+    assert (out / "two.txt").read_text() == "by hand"
+    assert (out / "one.txt").exists()
+    assert main([*command, "--overwrite"]) == 0
+    assert (out / "two.txt").read_text() != "by hand"
+
+
+def test_a_bad_file_does_not_keep_the_others(checkpoint, folder, tmp_path, capsys):
+    (folder / "bad.wav").write_bytes(b"RIFF, but no more")
+    soundfile.write(folder / "empty.wav", np.zeros(0), 16000)
+    out = tmp_path / "out"
+    assert main(["transcribe", str(folder), "--model", checkpoint, "--output-dir", str(out)]) == 1
+    message = capsys.readouterr().err
+    assert "2 of 5 could not be transcribed" in message
+    assert "bad.wav: ValueError: `audio` cannot be read" in message
+    assert "empty.wav" in message
+    assert sorted(file.name for file in out.rglob("*.txt")) == ["one.txt", "one.txt", "two.txt"]
+    assert not list(out.rglob("*.partial"))
+
+
+def test_stopping_keeps_what_is_finished(checkpoint, folder, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    write_outputs = transcribing.write_outputs
+    written = []
+
+    def stop_at_the_second(*args):
+        if written:
+            raise KeyboardInterrupt
+        written.append(write_outputs(*args))
+
+    monkeypatch.setattr("llm_asr.transcribing.write_outputs", stop_at_the_second)
+    command = ["transcribe", str(folder), "--model", checkpoint, "--output-dir", str(out)]
+    assert main(command) == 130
+    assert "what is finished is kept" in capsys.readouterr().err
+    assert len(list(out.rglob("*.txt"))) == 1
+    monkeypatch.setattr("llm_asr.transcribing.write_outputs", write_outputs)
+    assert main(command) == 0
+    assert len(list(out.rglob("*.txt"))) == 3
+
+
+def test_two_recordings_with_one_output_are_refused(folder, tmp_path):
+    soundfile.write(folder / "one.flac", np.zeros(16000), 16000)
+    with pytest.raises(UsageError, match=r"one\.flac and .*one\.wav would both be written"):
+        plan_outputs(find_recordings([str(folder)]), tmp_path, ["txt"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.wav"], "'nowhere.wav' is no file"),
+        (["{folder}"], "pass --output-dir"),
+        (["{folder}/one.wav", "--format", "txt", "srt"], "pass --output-dir"),
+        (["{folder}/one.wav", "--language", "klingon"], "'klingon' is not known; choose one of"),
+        (["{folder}/one.wav", "--model", "no/such/model"], "--model 'no/such/model' cannot be loaded"),
+        (["{folder}/one.wav", "--batch-size", "0"], "--batch-size must be at least 1"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_line(checkpoint, folder, arguments, message, capsys):
+    arguments = [argument.format(folder=folder) for argument in arguments]
+    model = [] if "--model" in arguments else ["--model", checkpoint]
+    assert main(["transcribe", *arguments, *model]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+
+
+def test_usage(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["transcribe"])
+    assert stop.value.code == 2
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    assert "transcribe" in capsys.readouterr().out
