@@ -85,7 +85,13 @@ class SileroActivity:
     @torch.no_grad()
     def __call__(self, frames: np.ndarray) -> np.ndarray:
         """See [`EnergyActivity.__call__`]."""
-        probabilities = [self.model(frame[None], self.sampling_rate).item() for frame in torch.from_numpy(frames)]
+        num_threads = torch.get_num_threads()
+        # Its layers are so small that several threads only wait for each other.
+        torch.set_num_threads(1)
+        try:
+            probabilities = [self.model(frame[None], self.sampling_rate).item() for frame in torch.from_numpy(frames)]
+        finally:
+            torch.set_num_threads(num_threads)
         return np.array(probabilities) > self.THRESHOLD
 
 
