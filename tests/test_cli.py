@@ -3,15 +3,18 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 from tiny_models import compose
 from transformers import pipeline
 
 from llm_asr import transcribing
 from llm_asr.cli import main
+from llm_asr.subtitles import join_words, to_vtt
 from llm_asr.transcribing import UsageError, find_recordings, plan_outputs
 
 
@@ -48,20 +51,9 @@ def test_one_file_goes_to_the_terminal(checkpoint, folder, transcripts, capsys):
     assert capsys.readouterr().out == transcripts(folder / "one.wav")["text"] + "\n"
 
 
-@pytest.mark.parametrize(
-    "entry", [["-m", "llm_asr"], ["-c", "import sys; from llm_asr.cli import main; sys.exit(main())"]]
-)
-def test_as_a_program(checkpoint, folder, transcripts, entry):
-    command = [
-        sys.executable,
-        *entry,
-        "transcribe",
-        str(folder / "two.flac"),
-        "--model",
-        checkpoint,
-        "--format",
-        "json",
-    ]
+def test_as_a_program(checkpoint, folder, transcripts):
+    arguments = ["transcribe", str(folder / "two.flac"), "--model", checkpoint, "--format", "json"]
+    command = [sys.executable, "-m", "llm_asr", *arguments]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout)
@@ -96,16 +88,30 @@ def test_patterns_and_word_times(checkpoint, folder, transcripts, tmp_path):
     assert not (out / "two.json").exists()
 
 
+def test_a_pattern_has_the_same_outputs_whatever_it_matches(folder):
+    (folder / "one.wav").unlink()
+    assert find_recordings([str(folder / "**" / "*.wav")]) == {folder / "more" / "one.wav": Path("more/one")}
+
+
+def test_words_on_the_terminal_as_subtitles(checkpoint, folder, transcripts, capsys):
+    arguments = ["--model", checkpoint, "--timestamps", "word", "--format", "vtt"]
+    assert main(["transcribe", str(folder / "more" / "one.wav"), *arguments]) == 0
+    words = transcripts(folder / "more" / "one.wav", return_timestamps="word")["chunks"]
+    assert capsys.readouterr().out == to_vtt({"chunks": join_words(words)})
+
+
 def test_what_is_there_is_not_done_again(checkpoint, folder, tmp_path, capsys):
     out = tmp_path / "out"
     command = ["transcribe", str(folder), "--model", checkpoint, "--output-dir", str(out)]
     assert main(command) == 0
     (out / "two.txt").write_text("by hand")
+    unchanged = (out / "two.txt").stat().st_mtime_ns
     (out / "one.txt").unlink()
     capsys.readouterr()
     assert main(command) == 0
     assert "2 of 3 transcribed before" in capsys.readouterr().err
     assert (out / "two.txt").read_text() == "by hand"
+    assert (out / "two.txt").stat().st_mtime_ns == unchanged
     assert (out / "one.txt").exists()
     assert main([*command, "--overwrite"]) == 0
     assert (out / "two.txt").read_text() != "by hand"
@@ -122,6 +128,15 @@ def test_a_bad_file_does_not_keep_the_others(checkpoint, folder, tmp_path, capsy
     assert "empty.wav" in message
     assert sorted(file.name for file in out.rglob("*.txt")) == ["one.txt", "one.txt", "two.txt"]
     assert not list(out.rglob("*.partial"))
+
+
+def test_what_cannot_be_written_does_not_keep_the_others(checkpoint, folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "more").write_text("in the way of a folder")
+    assert main(["transcribe", str(folder), "--model", checkpoint, "--output-dir", str(out)]) == 1
+    assert "more/one.wav: FileExistsError" in capsys.readouterr().err
+    assert sorted(file.name for file in out.glob("*.txt")) == ["one.txt", "two.txt"]
 
 
 def test_stopping_keeps_what_is_finished(checkpoint, folder, tmp_path, monkeypatch, capsys):
@@ -157,24 +172,43 @@ def test_two_recordings_with_one_output_are_refused(folder, tmp_path):
         (["{folder}"], "pass --output-dir"),
         (["{folder}/one.wav", "--format", "txt", "srt"], "pass --output-dir"),
         (["{folder}/one.wav", "--language", "klingon"], "'klingon' is not known; choose one of"),
+        (["{folder}/one.wav", "--prompt", "<|audio|>"], "`prompt` must not contain the audio token"),
         (["{folder}/one.wav", "--model", "no/such/model"], "--model 'no/such/model' cannot be loaded"),
+        (["{folder}/one.wav", "--model", "no/model"], "--model 'no/model' cannot be loaded"),
+        (["{folder}/one.wav", "--model", "{parts[whisper]}"], "it is a 'whisper' and not an LLM-ASR model"),
+        (["{folder}/one.wav", "--device", "abacus"], "--device 'abacus' cannot be used"),
+        (["{folder}/one.wav", "--device", "{absent}"], "cannot be used"),
+        (["{folder}/one.wav", "--output-dir", "{folder}/notes.md"], "is no folder"),
         (["{folder}/one.wav", "--batch-size", "0"], "--batch-size must be at least 1"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_a_line(checkpoint, folder, arguments, message, capsys):
-    arguments = [argument.format(folder=folder) for argument in arguments]
+def test_what_cannot_be_done_is_said_in_a_line(checkpoint, parts, folder, arguments, message, capsys):
+    absent = "mps" if torch.cuda.is_available() else "cuda"
+    arguments = [argument.format(folder=folder, parts=parts, absent=absent) for argument in arguments]
     model = [] if "--model" in arguments else ["--model", checkpoint]
     assert main(["transcribe", *arguments, *model]) == 2
     captured = capsys.readouterr()
     assert message in captured.err
-    assert "Traceback" not in captured.err
+    assert captured.err.startswith("llm-asr transcribe: error: ")
+    assert captured.err.count("\n") == 1
     assert captured.out == ""
 
 
+def test_word_times_need_cif(parts, folder, tmp_path, capsys):
+    model, processor = compose(parts, "conv")
+    model.save_pretrained(tmp_path / "conv")
+    processor.save_pretrained(tmp_path / "conv")
+    capsys.readouterr()
+    command = ["transcribe", str(folder / "one.wav"), "--model", str(tmp_path / "conv"), "--timestamps", "word"]
+    assert main(command) == 2
+    assert "use --timestamps segment" in capsys.readouterr().err
+
+
 def test_usage(capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["transcribe"])
-    assert stop.value.code == 2
+    for arguments in ([], ["a.wav", "--model", "m", "--dtype", "int7"], ["a.wav", "--model", "m", "--format", "doc"]):
+        with pytest.raises(SystemExit) as stop:
+            main(["transcribe", *arguments])
+        assert stop.value.code == 2
     with pytest.raises(SystemExit) as stop:
         main(["--help"])
     assert stop.value.code == 0

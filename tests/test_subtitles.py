@@ -54,6 +54,18 @@ def test_what_would_end_a_cue_does_not():
     assert to_srt({"chunks": [chunk]}).split("\n", 2)[2] == "one two → three\n"
 
 
+def test_markup_is_escaped_in_webvtt():
+    chunk = {"text": "<b> R&D --> a", "timestamp": (0.0, 1.0)}
+    assert to_vtt({"chunks": [chunk]}).splitlines()[3] == "&lt;b&gt; R&amp;D → a"
+    assert to_srt({"chunks": [chunk]}).splitlines()[2] == "<b> R&D → a"
+
+
+def test_every_cue_is_shown():
+    chunks = [{"text": " ", "timestamp": (0.0, 1.0)}, {"text": "one", "timestamp": (2.0, 2.0)}]
+    assert to_srt({"chunks": chunks}) == "1\n00:00:02,000 --> 00:00:02,001\none\n"
+    assert to_vtt({"chunks": chunks[:1]}) == "WEBVTT\n"
+
+
 def test_long_lines_are_broken():
     text = " ".join(["word"] * 16)
     lines = to_vtt({"chunks": [{"text": text, "timestamp": (0.0, 4.0)}]}).splitlines()[3:]
@@ -72,6 +84,9 @@ def test_words_are_joined_until_a_pause_a_length_or_a_duration():
     assert len(join_words(words(5, 0.3))) == 1
     assert len(join_words(words(5, 0.3, gap=1.0))) == 5
     assert max(len(cue["text"]) for cue in join_words(words(100, 0.1))) <= 84
+    # 84 characters do not always fit on two lines.
+    long = [{"text": "w" * 25, "timestamp": (float(index), index + 1.0)} for index in range(3)]
+    assert [len(cue["text"]) for cue in join_words(long)] == [51, 25]
     cues = join_words(words(30, 1.0))
     assert all(end - start <= 7.0 for start, end in (cue["timestamp"] for cue in cues))
     assert " ".join(cue["text"] for cue in cues).split() == [word["text"] for word in words(30, 1.0)]

@@ -28,7 +28,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return args.run(args)
     except UsageError as error:
-        print(f"llm-asr {args.command}: error: {error}", file=sys.stderr)
+        # Those of Transformers that are quoted have several lines.
+        print(f"llm-asr {args.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"llm-asr {args.command}: stopped; what is finished is kept.", file=sys.stderr)

@@ -1,13 +1,15 @@
 """Transcripts as text, JSON, SubRip and WebVTT."""
 
+import html
 import json
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 
-# Two lines of so many characters, as subtitles are set.
+# As subtitles are set, in characters.
 LINE_LENGTH = 42
-CUE_LENGTH = 2 * LINE_LENGTH
+LINES_PER_CUE = 2
 
 # Words go on one cue for so long, and until a pause of so long, both in seconds.
 CUE_SECONDS = 7.0
@@ -30,7 +32,7 @@ def join_words(words: Iterable[dict]) -> list[dict]:
         words (`Iterable[dict]`): `{"text": str, "timestamp": (start, end)}` in seconds, in order.
 
     Returns:
-        `list[dict]`: Of the same form, none longer than 84 characters and 7 s unless a single word is.
+        `list[dict]`: Of the same form, none longer than two lines of 42 characters and 7 s unless a single word is.
     """
     cues: list[dict] = []
     for word in words:
@@ -38,25 +40,28 @@ def join_words(words: Iterable[dict]) -> list[dict]:
         if cues:
             cue = cues[-1]
             cue_start, cue_end = cue["timestamp"]
-            fits = len(cue["text"]) + 1 + len(word["text"]) <= CUE_LENGTH and end - cue_start <= CUE_SECONDS
+            text = f"{cue['text']} {word['text']}"
+            fits = len(_lines(text)) <= LINES_PER_CUE and end - cue_start <= CUE_SECONDS
             if fits and start - cue_end <= CUE_PAUSE:
-                cues[-1] = {"text": f"{cue['text']} {word['text']}", "timestamp": (cue_start, end)}
+                cues[-1] = {"text": text, "timestamp": (cue_start, end)}
                 continue
         cues.append({"text": word["text"], "timestamp": (start, end)})
     return cues
 
 
-def _cue_lines(text: str) -> str:
+def _lines(text: str) -> list[str]:
     # A blank line would end the cue, and an arrow would be taken for its times.
-    text = " ".join(text.split()).replace("-->", "→")
-    return "\n".join(textwrap.wrap(text, LINE_LENGTH)) if len(text) > LINE_LENGTH else text
+    return textwrap.wrap(" ".join(text.split()).replace("-->", "→"), LINE_LENGTH)
 
 
-def _cues(chunks: Iterable[dict], decimal_marker: str) -> list[str]:
+def _cues(chunks: Iterable[dict], decimal_marker: str, escape: Callable[[str], str] = str) -> list[str]:
     cues = []
     for chunk in chunks:
-        start, end = (format_timestamp(time, decimal_marker) for time in chunk["timestamp"])
-        cues.append(f"{start} --> {end}\n{_cue_lines(chunk['text'])}\n")
+        start, end = chunk["timestamp"]
+        # A cue that ends when it starts is never shown, and WebVTT forbids it.
+        times = (format_timestamp(time, decimal_marker) for time in (start, max(end, start + 0.001)))
+        if lines := _lines(chunk["text"]):
+            cues.append("\n".join([" --> ".join(times), *map(escape, lines), ""]))
     return cues
 
 
@@ -77,7 +82,8 @@ def to_srt(result: dict) -> str:
 
 def to_vtt(result: dict) -> str:
     """WebVTT, of `result["chunks"]`."""
-    return "\n".join(["WEBVTT\n", *_cues(result["chunks"], ".")])
+    # A `<` would begin a tag.
+    return "\n".join(["WEBVTT\n", *_cues(result["chunks"], ".", partial(html.escape, quote=False))])
 
 
 WRITERS = {"txt": to_text, "json": to_json, "srt": to_srt, "vtt": to_vtt}
