@@ -868,3 +868,32 @@ def test_encoder_padding_is_a_part_of_the_checkpoint(parts, tmp_path):
     padded = loaded.model.get_audio_hidden_states(together["input_features"], together["input_features_mask"])[0]
     assert longest.shape == padded.shape
     assert not torch.allclose(longest, padded, atol=1e-2)
+
+
+@pytest.mark.parametrize("projector_type", ["conv", "moe_cif"])
+def test_training_computes_logits_at_labels_alone(parts, recordings, projector_type):
+    model, processor = compose(parts, projector_type, freeze_text=False)
+    batch = processor.apply_transcription_request(recordings, transcription=["one", "two three", "cuatro"])
+    rows = []
+    model.lm_head.register_forward_hook(lambda module, inputs, output: rows.append(inputs[0].shape[:-1].numel()))
+    found = []
+    for skip_logits in (True, False):
+        model.zero_grad()
+        outputs = model(**batch, skip_logits=skip_logits, num_items_in_batch=17)
+        outputs.loss.backward()
+        gradients = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+        found.append((outputs.lm_loss, outputs.logits, gradients))
+    (loss, logits, gradients), (expected_loss, expected_logits, expected_gradients) = found
+    assert logits is None
+    assert expected_logits is not None
+    assert rows == [int((batch["labels"] != -100).sum()), expected_logits.shape[:-1].numel()]
+    torch.testing.assert_close(loss, expected_loss)
+    for gradient, expected in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, expected)
+
+    assert model(**batch).logits is not None
+    assert (
+        model(**{name: batch[name] for name in ("input_ids", "input_features")}, skip_logits=True).logits is not None
+    )
+    model.train()
+    assert model(**batch).logits is None

@@ -19,10 +19,11 @@ from transformers import (
 )
 
 from llm_asr.evaluation.metrics import ErrorRates
-from llm_asr.training.arguments import ModelArguments
+from llm_asr.training.arguments import LlmAsrTrainingArguments, ModelArguments
 from llm_asr.training.data_collator import LlmAsrDataCollator
 from llm_asr.training.datasets_asr import load_asr_dataset
 from llm_asr.training.lora import add_lora
+from llm_asr.training.trainer import LlmAsrTrainer
 
 
 PROJECTOR_TYPES = ("conv", "moe", "cif", "moe_cif")
@@ -188,3 +189,23 @@ def test_a_model_is_either_composed_or_loaded():
     for arguments in ({}, {"audio_model": "a"}, {"model": "m", "audio_model": "a", "text_model": "t"}):
         with pytest.raises(ValueError, match="Pass either `model`, or both"):
             ModelArguments(**arguments)
+
+
+def test_parts_learn_at_their_own_rates(parts, tmp_path):
+    model, processor = compose(parts, "cif", freeze_audio=False, freeze_text=False)
+    arguments = LlmAsrTrainingArguments(
+        str(tmp_path), learning_rate=1e-3, audio_learning_rate=1e-5, text_learning_rate=1e-4, weight_decay=0.1
+    )
+    trainer = LlmAsrTrainer(model, arguments, LlmAsrDataCollator(processor))
+    optimizer = trainer.create_optimizer()
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    found = {names[parameter]: group for group in optimizer.param_groups for parameter in group["params"]}
+    assert set(found) == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for name, group in found.items():
+        rate = 1e-5 if "audio_tower" in name else 1e-4 if "language_model" in name or "lm_head" in name else 1e-3
+        assert group["lr"] == rate, name
+        assert group["weight_decay"] == (0.0 if name.endswith("bias") or "norm" in name else 0.1), name
+    assert trainer.create_optimizer() is optimizer
+
+    plain = LlmAsrTrainer(model, LlmAsrTrainingArguments(str(tmp_path)), LlmAsrDataCollator(processor))
+    assert len(plain.create_optimizer().param_groups) == 2

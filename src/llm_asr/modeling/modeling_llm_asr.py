@@ -572,6 +572,7 @@ class LlmAsrForConditionalGeneration(LlmAsrPreTrainedModel, LlmAsrGenerationMixi
         audio_hidden_states_mask: torch.Tensor | None = None,
         target_lengths: torch.LongTensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        skip_logits: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LlmAsrCausalLMOutputWithPast:
         r"""
@@ -598,6 +599,9 @@ class LlmAsrForConditionalGeneration(LlmAsrPreTrainedModel, LlmAsrGenerationMixi
             num_items_in_batch (`torch.Tensor` or `int`, *optional*):
                 Number of labels in the whole optimizer step, over gradient accumulation and processes, as the `Trainer`
                 passes it. Every part of the loss is normalised by it.
+            skip_logits (`bool`, *optional*):
+                Whether the head runs only where there are labels, and `logits` are left out of the output: prompts and
+                audio are most of a batch, and a vocabulary may be larger than all else. Defaults to `True` in training.
 
         Returns:
             [`LlmAsrCausalLMOutputWithPast`]
@@ -629,15 +633,24 @@ class LlmAsrForConditionalGeneration(LlmAsrPreTrainedModel, LlmAsrGenerationMixi
             return_dict=True,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        hidden_states = outputs.last_hidden_state
         audio = LlmAsrAudioOutput() if outputs.audio_outputs is None else outputs.audio_outputs
+        skip_logits = labels is not None and (self.training if skip_logits is None else skip_logits)
+        logits = None if skip_logits else self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))
 
         losses = {}
         if labels is not None:
             answers = labels if outputs.merged_inputs is None else outputs.merged_inputs.spread(labels)
+            # A position predicts the next one.
+            shift_labels = nn.functional.pad(answers[:, 1:], (0, 1), value=-100)
+            scored = logits
+            if skip_logits:
+                is_target = shift_labels != -100
+                scored, shift_labels = self.lm_head(hidden_states[is_target]), shift_labels[is_target]
             losses["lm_loss"] = self.loss_function(
-                logits=logits,
-                labels=answers,
+                logits=scored,
+                labels=None,
+                shift_labels=shift_labels,
                 vocab_size=self.config.text_config.vocab_size,
                 num_items_in_batch=num_items_in_batch,
             )

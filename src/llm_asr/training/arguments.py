@@ -62,3 +62,9 @@ class LlmAsrTrainingArguments(Seq2SeqTrainingArguments):
     predict_with_generate: bool = field(default=True, metadata={"help": "Transcribe to evaluate."})
     label_names: list[str] | None = field(default_factory=lambda: ["labels"], metadata={"help": "Leave as it is."})
     include_num_input_tokens_seen: str | bool = field(default="no", metadata={"help": "Leave as it is."})
+    audio_learning_rate: float | None = field(
+        default=None, metadata={"help": "Of the speech encoder, if not learning_rate."}
+    )
+    text_learning_rate: float | None = field(
+        default=None, metadata={"help": "Of the language model or its LoRA, if not learning_rate."}
+    )

@@ -6,6 +6,8 @@ import torch
 from peft import PeftModel
 from transformers import Seq2SeqTrainer
 
+from .arguments import LlmAsrTrainingArguments
+
 
 LOSS_PARTS = ("lm_loss", "quantity_loss", "draft_loss", "router_aux_loss", "router_z_loss")
 
@@ -31,6 +33,27 @@ class LlmAsrTrainer(Seq2SeqTrainer):
                     part = outputs[name].detach()
                     self._loss_parts[name] = self._loss_parts[name] + part if name in self._loss_parts else part
         return (loss, outputs) if return_outputs else loss
+
+    def create_optimizer(self, model=None):
+        if self.optimizer is not None or not isinstance(self.args, LlmAsrTrainingArguments):
+            return super().create_optimizer(model)
+        optimizer = super().create_optimizer(model)
+        rates = {
+            "audio_tower": self.args.audio_learning_rate,
+            "language_model": self.args.text_learning_rate,
+            "lm_head": self.args.text_learning_rate,
+        }
+        rate_of = {}
+        for name, parameter in (self.model if model is None else model).named_parameters():
+            own = [rates[part] for part in name.split(".") if rates.get(part) is not None]
+            rate_of[parameter] = own[0] if own else self.args.learning_rate
+        groups = []
+        for group in optimizer.param_groups:
+            for rate in sorted({rate_of[parameter] for parameter in group["params"]}):
+                parameters = [parameter for parameter in group["params"] if rate_of[parameter] == rate]
+                groups.append({**group, "params": parameters, "lr": rate})
+        optimizer.param_groups[:] = groups
+        return optimizer
 
     def evaluate(self, *args, **gen_kwargs):
         # Counted without the prompt, whose length depends on the recording.
