@@ -1,6 +1,7 @@
 """Everything a user may hand over as a recording, and everything that is none."""
 
 import http.server
+import io
 import threading
 
 import numpy as np
@@ -9,7 +10,15 @@ import soundfile
 import soxr
 import torch
 
-from llm_asr.processing.audio import load_audio
+from llm_asr.processing.audio import load_audio, stream_audio
+
+
+def load_streamed(source, sampling_rate, **kwargs):
+    return np.concatenate(list(stream_audio(source, sampling_rate, **kwargs).blocks))
+
+
+# Whatever is said of one is said of the other.
+either_way = pytest.mark.parametrize("load", [load_audio, load_streamed])
 
 
 @pytest.fixture
@@ -50,7 +59,8 @@ def wav_file(waveform, tmp_path):
     return file
 
 
-def test_paths_bytes_dicts_tensors_and_lists_give_the_same_waveform(waveform, wav_file):
+@either_way
+def test_paths_bytes_dicts_tensors_and_lists_give_the_same_waveform(load, waveform, wav_file):
     sources = (
         str(wav_file),
         wav_file,
@@ -65,7 +75,7 @@ def test_paths_bytes_dicts_tensors_and_lists_give_the_same_waveform(waveform, wa
         waveform.tolist(),
     )
     for source in sources:
-        loaded = load_audio(source, 16000)
+        loaded = load(source, 16000)
         assert loaded.dtype == np.float32
         np.testing.assert_allclose(loaded, waveform, atol=1e-7)
 
@@ -113,19 +123,22 @@ def test_a_given_waveform_goes_before_the_file_it_came_from(waveform):
     )
 
 
-def test_addresses_are_fetched(waveform, wav_file, address):
-    np.testing.assert_allclose(load_audio(f"{address}/{wav_file.name}", 16000), waveform, atol=1e-7)
+@either_way
+def test_addresses_are_fetched(load, waveform, wav_file, address):
+    np.testing.assert_allclose(load(f"{address}/{wav_file.name}", 16000), waveform, atol=1e-7)
 
 
-def test_an_address_without_a_recording_is_named(tmp_path, address):
+@either_way
+def test_an_address_without_a_recording_is_named(load, tmp_path, address):
     (tmp_path / "page.html").write_text("no audio")
     with pytest.raises(ValueError, match=r"cannot be read from 'http://.*page.html'"):
-        load_audio(f"{address}/page.html", 16000)
+        load(f"{address}/page.html", 16000)
     for name in ("nowhere.wav", "cut-short.wav"):
         with pytest.raises(ValueError, match=rf"'http://.*{name}'"):
-            load_audio(f"{address}/{name}", 16000)
+            load(f"{address}/{name}", 16000)
 
 
+@either_way
 @pytest.mark.parametrize(
     ("source", "message"),
     [
@@ -153,29 +166,126 @@ def test_an_address_without_a_recording_is_named(tmp_path, address):
         ({"path": None, "bytes": None}, "needs `array`"),
     ],
 )
-def test_what_is_no_recording_is_refused(source, message):
+def test_what_is_no_recording_is_refused(load, source, message):
     with pytest.raises(ValueError, match=message):
-        load_audio(source, 16000)
+        load(source, 16000)
 
 
+@either_way
 @pytest.mark.parametrize("contents", [b"", b"RIFF but not for long"])
-def test_a_corrupt_file_is_named(tmp_path, contents):
+def test_a_corrupt_file_is_named(load, tmp_path, contents):
     file = tmp_path / "corrupt.wav"
     file.write_bytes(contents)
     with pytest.raises(ValueError, match=r"cannot be read from '.*corrupt.wav'"):
-        load_audio(file, 16000)
+        load(file, 16000)
 
 
+@either_way
 @pytest.mark.parametrize(("samples", "problem"), [(np.zeros(0), "is empty"), (np.array([0.1, np.nan]), "holds NaN")])
-def test_a_file_with_unusable_samples_is_named(tmp_path, samples, problem):
+def test_a_file_with_unusable_samples_is_named(load, tmp_path, samples, problem):
     file = tmp_path / "unusable.wav"
     soundfile.write(file, samples, 16000, subtype="FLOAT")
     with pytest.raises(ValueError, match=problem) as error:
-        load_audio(file, 16000)
+        load(file, 16000)
     assert "unusable.wav" in str(error.value)
 
 
+@either_way
 @pytest.mark.parametrize("source", [None, 3, object()])
-def test_another_type_is_refused(source):
+def test_another_type_is_refused(load, source):
     with pytest.raises(TypeError, match="`audio` must be a path, the bytes of a file, a waveform"):
-        load_audio(source, 16000)
+        load(source, 16000)
+
+
+@pytest.fixture
+def long_waveform():
+    """Twenty seconds of tones of every kind."""
+    time = np.arange(20 * 16000) / 16000
+    generator = np.random.default_rng(0)
+    pitch = np.interp(time, np.arange(0, 21, 0.2), generator.uniform(100, 3000, size=105))
+    noise = 0.05 * generator.standard_normal(len(time))
+    return (0.3 * np.sin(2 * np.pi * np.cumsum(pitch) / 16000) + noise).astype("float32")
+
+
+def encode(waveform, rate, **kwargs):
+    file = io.BytesIO()
+    soundfile.write(file, waveform, rate, **kwargs)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"format": "WAV", "subtype": "PCM_16"},
+        {"format": "FLAC"},
+        {"format": "OGG", "subtype": "VORBIS"},
+        {"format": "OGG", "subtype": "OPUS"},
+        {"format": "MP3"},
+        # The frames of such a file lean on those before them.
+        {"format": "MP3", "bitrate_mode": "VARIABLE", "compression_level": 0.9},
+    ],
+    ids=lambda kind: "-".join(map(str, kind.values())),
+)
+@pytest.mark.parametrize("rate", [8000, 16000, 48000])
+def test_a_stream_is_what_is_loaded_at_once(long_waveform, kind, rate):
+    file = encode(soxr.resample(long_waveform, 16000, rate), rate, **kind)
+    with soundfile.SoundFile(io.BytesIO(file)) as opened:
+        expected = soxr.resample(opened.read(dtype="float32"), rate, 16000)
+    np.testing.assert_array_equal(load_audio(file, 16000), expected)
+    assert stream_audio(file, 16000).duration == pytest.approx(20.0, abs=0.1)
+    for block_seconds in (0.37, 5.0, 60.0):
+        streamed = load_streamed(file, 16000, block_seconds=block_seconds)
+        assert streamed.dtype == np.float32
+        np.testing.assert_allclose(streamed, expected, atol=1e-6)
+
+
+def test_a_stream_comes_in_blocks(long_waveform, tmp_path):
+    file = tmp_path / "stereo.wav"
+    soundfile.write(file, np.stack([long_waveform, -0.5 * long_waveform], axis=1), 16000, subtype="FLOAT")
+    for source, expected in ((file, 0.25 * long_waveform), (long_waveform, long_waveform)):
+        stream = stream_audio(source, 16000, block_seconds=3.0)
+        assert stream.duration == 20.0
+        blocks = list(stream.blocks)
+        assert [len(block) for block in blocks] == 6 * [48000] + [32000]
+        np.testing.assert_allclose(np.concatenate(blocks), expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("rate", [16000, 44100])
+def test_a_stream_that_ends_with_a_block_is_complete(long_waveform, rate):
+    waveform = long_waveform[:16000]
+    file = encode(waveform, rate, format="WAV", subtype="FLOAT")
+    streamed = load_streamed(file, 16000, block_seconds=8000 / rate)
+    np.testing.assert_allclose(streamed, soxr.resample(waveform, rate, 16000), atol=1e-6)
+
+
+def test_a_stream_is_read_as_far_as_it_is_wanted(long_waveform, tmp_path):
+    file = tmp_path / "broken.wav"
+    long_waveform[7 * 16000] = np.nan
+    soundfile.write(file, long_waveform, 16000, subtype="FLOAT")
+    blocks = stream_audio(file, 16000, block_seconds=3.0).blocks
+    np.testing.assert_array_equal(np.concatenate([next(blocks), next(blocks)]), long_waveform[: 6 * 16000])
+    with pytest.raises(ValueError, match=r"'.*broken.wav' holds NaN"):
+        next(blocks)
+
+
+@either_way
+def test_a_recording_that_breaks_off_is_read_until_there(load, long_waveform):
+    """Its header still has the whole duration."""
+    file = encode(long_waveform, 16000, format="MP3", bitrate_mode="CONSTANT")
+    loaded = load(file[: len(file) // 2], 16000)
+    assert 8.0 < len(loaded) / 16000 < 12.0
+
+
+@either_way
+def test_a_recording_that_was_written_to_a_pipe_is_read(load, long_waveform):
+    """Whoever wrote it could not go back to tell its length: FLAC then has zero there."""
+    file = bytearray(encode(long_waveform, 16000, format="FLAC"))
+    file[21] &= 0xF0
+    file[22:26] = bytes(4)
+    np.testing.assert_allclose(load(bytes(file), 16000), long_waveform, atol=1e-4)
+
+
+@pytest.mark.parametrize("block_seconds", [0.0, -1.0, np.nan, np.inf])
+def test_impossible_blocks_are_refused(waveform, block_seconds):
+    with pytest.raises(ValueError, match="`block_seconds` must be positive"):
+        stream_audio(waveform, 16000, block_seconds=block_seconds)

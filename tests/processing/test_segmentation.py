@@ -1,10 +1,15 @@
 """Long recordings are split at silences, without losing or repeating speech."""
 
+import itertools
+import tracemalloc
+
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from llm_asr.processing.segmentation import BLOCK_SECONDS, Segment, split_at_silences
-from llm_asr.processing.voice_activity import FRAME_SECONDS, EnergyActivity, SileroActivity
+from llm_asr.processing.voice_activity import FRAME_SECONDS
 
 
 RATE = 16000
@@ -48,7 +53,7 @@ def check(segments, waveform, max_segment_s=30.0):
     assert end <= len(waveform) / RATE + 1e-9
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.0005, 0.005])
+@pytest.mark.parametrize("noise", [0.0, 0.0005, 0.005, 0.02])
 def test_each_burst_between_long_pauses_is_a_segment(noise):
     generator = np.random.default_rng(0)
     waveform, spans = make_recording(generator.uniform(0.7, 2.5, size=40), noise, generator)
@@ -96,6 +101,57 @@ def test_a_cut_is_made_in_the_longest_pause_there_is():
         )
 
 
+def frames_of(runs):
+    """A recording that is loud and silent by turns, for so many frames each, and which of them are loud."""
+    loud = np.repeat(np.arange(len(runs)) % 2 == 0, runs)
+    noise = 0.2 * np.random.default_rng(len(loud)).standard_normal((len(loud), 512))
+    return np.where(loud[:, None], noise, 0.0).astype("float32").ravel(), loud
+
+
+def times_used(segments, num_frames):
+    used = np.zeros(num_frames, dtype=int)
+    for segment in segments:
+        first = round(segment.start * RATE / 512)
+        used[first : first + len(segment.waveform) // 512] += 1
+    return used
+
+
+@given(
+    runs=st.lists(st.integers(1, 20) | st.integers(1, 120), min_size=1, max_size=12),
+    max_segment_s=st.sampled_from([1.0, 2.0, 3.0]),
+    min_silence_s=st.sampled_from([0.03, 0.2, 0.5]),
+)
+@example(runs=[93], max_segment_s=3.0, min_silence_s=0.5)
+@example(runs=[94], max_segment_s=3.0, min_silence_s=0.5)
+@example(runs=[1, 14, 40], max_segment_s=1.0, min_silence_s=0.5)
+def test_every_frame_of_speech_is_in_exactly_one_segment(runs, max_segment_s, min_silence_s):
+    waveform, loud = frames_of(runs)
+    segments = split(waveform, max_segment_s=max_segment_s, min_silence_s=min_silence_s)
+    check(segments, waveform, max_segment_s)
+    used = times_used(segments, len(loud))
+    silence = max(1, round(min_silence_s / FRAME_SECONDS))
+    assert used.max() <= 1
+    spoken = np.flatnonzero(loud)
+    for group in np.split(spoken, np.flatnonzero(np.diff(spoken) > silence) + 1):
+        # What is left out is a click.
+        assert used[group].all() or (not used[group].any() and len(group) < 3)
+    for segment in segments:
+        assert len(segment.waveform) >= 0.02 * RATE
+        first = round(segment.start * RATE / 512)
+        inside = np.flatnonzero(loud[first : first + len(segment.waveform) // 512])
+        assert len(inside) > 0
+        assert np.diff(inside).max(initial=0) <= silence
+
+
+@pytest.mark.parametrize("runs", [[100, 30, 50], [0, 30, 94, 30, 50]])
+def test_speech_that_just_fits_is_not_cut_for_its_padding(runs):
+    waveform, loud = frames_of(runs)
+    segments = split(waveform, max_segment_s=100.5 * FRAME_SECONDS)
+    assert len(segments) == 2
+    assert len(segments[0].waveform) == 100 * 512
+    assert times_used(segments, len(loud))[loud].all()
+
+
 @pytest.mark.parametrize("max_segment_s", [3.0, 30.0])
 def test_how_the_recording_is_read_does_not_matter(max_segment_s):
     generator = np.random.default_rng(4)
@@ -134,19 +190,34 @@ def test_a_quiet_speaker_after_a_loud_one_is_heard():
     assert len(split(waveform)) == 2
 
 
-def test_no_more_is_held_than_a_segment_and_a_block():
+@pytest.mark.parametrize("pause", [0.0, 1.0])
+def test_no_more_is_held_than_a_segment_and_a_block(pause):
     generator = np.random.default_rng(8)
-    piece = burst(7, generator)
+    piece = np.concatenate([burst(7, generator), np.zeros(int(pause * RATE), dtype="float32")])
     num_read = 0
 
     def hour():
         nonlocal num_read
-        for _ in range(3600 // 7):
+        for _ in range(4000 // round(len(piece) / RATE)):
             num_read += len(piece)
             yield piece
 
     for segment in split_at_silences(hour(), RATE, max_segment_s=20.0):
-        assert num_read / RATE - segment.end <= 20 + 2 * BLOCK_SECONDS + 7
+        assert num_read / RATE - segment.end <= 20 + 2 * BLOCK_SECONDS + 8
+    assert segment.end > 4000 - 30
+
+
+def test_an_hour_of_silence_is_not_held():
+    generator = np.random.default_rng(11)
+    silence, speech = np.zeros(10 * RATE, dtype="float32"), burst(3, generator)
+    tracemalloc.start()
+    segments = list(split_at_silences(itertools.chain(itertools.repeat(silence, 360), [speech]), RATE))
+    held = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # The whole has 230 MB.
+    assert held < 10e6
+    assert len(segments) == 1
+    assert segments[0].start == pytest.approx(3600 - 0.2, abs=2 * FRAME_SECONDS)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +225,11 @@ def test_no_more_is_held_than_a_segment_and_a_block():
     [
         ({"vad": "ears"}, r"`vad` must be one of \['energy', 'silero'\], got 'ears'"),
         ({"min_silence_s": 0.0}, "`min_silence_s` must be positive"),
+        ({"min_silence_s": np.nan}, "`min_silence_s` must be positive"),
         ({"max_segment_s": 0.2}, "at least 1 s"),
+        ({"max_segment_s": np.inf}, "at least 1 s, and an end"),
+        ({"max_segment_s": 2.0, "min_silence_s": 2.0}, "longer than `min_silence_s`, got 2.0 and 2.0"),
+        ({"sampling_rate": 0}, "`sampling_rate` must be positive"),
     ],
 )
 def test_impossible_options_are_refused_before_anything_is_read(options, message):
@@ -163,34 +238,7 @@ def test_impossible_options_are_refused_before_anything_is_read(options, message
         yield
 
     with pytest.raises(ValueError, match=message):
-        split_at_silences(unread(), RATE, **options)
-
-
-def test_energy_activity_adapts_to_the_recording():
-    generator = np.random.default_rng(9)
-    waveform, spans = make_recording([1.0] * 5, 0.01, generator)
-    frames = waveform[: len(waveform) // 512 * 512].reshape(-1, 512)
-    found = EnergyActivity(RATE)(frames)
-    inside = np.zeros(len(frames), dtype=bool)
-    for start, end in spans:
-        inside[int(start / FRAME_SECONDS) : int(end / FRAME_SECONDS)] = True
-    assert found[inside].mean() > 0.9
-    assert found[~inside].mean() < 0.05
-
-
-def test_silero_knows_noise_from_speech():
-    pytest.importorskip("silero_vad")
-    noise = (0.1 * np.random.default_rng(10).standard_normal(10 * RATE)).astype("float32")
-    assert split(noise, vad="silero") == []
-    assert not SileroActivity(RATE)(np.zeros((3, 512), dtype="float32")).any()
-    with pytest.raises(ValueError, match="16000"):
-        SileroActivity(8000)
-
-
-def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setattr("llm_asr.processing.voice_activity.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"pip install llm-asr\[vad\]"):
-        split(np.zeros(RATE, dtype="float32"), vad="silero")
+        split_at_silences(unread(), **{"sampling_rate": RATE, **options})
 
 
 def test_a_segment_knows_its_end():

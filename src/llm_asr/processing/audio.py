@@ -1,6 +1,7 @@
 """Reading recordings: anything a user may hand over becomes a mono waveform at the wanted sampling rate."""
 
 import io
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -61,11 +62,11 @@ class AudioStream:
     A recording that is read piece by piece.
 
     Attributes:
-        duration (`float`): Seconds.
+        duration (`float`, *optional*): Seconds; absent where the file does not tell, as one that was written to a pipe.
         blocks (`Iterator[np.ndarray]`): Consecutive samples, float32 arrays of shape `(num_samples,)`; to be iterated once.
     """
 
-    duration: float
+    duration: float | None
     blocks: Iterator[np.ndarray]
 
 
@@ -78,39 +79,51 @@ def stream_audio(source: AudioSource, sampling_rate: int, block_seconds: float =
         sampling_rate (`int`): Samples per second wanted.
         block_seconds (`float`, *optional*, defaults to 10.0): Seconds to be read at a time.
 
+    Returns:
+        [`AudioStream`], whose blocks are together what [`load_audio`] returns.
+
     Raises:
         `ValueError`, `TypeError`: As [`load_audio`]; unusable samples are found when they are reached.
     """
+    if not 0 < block_seconds < math.inf:
+        raise ValueError(f"`block_seconds` must be positive, got {block_seconds}.")
     encoded = source
     if isinstance(source, dict) and source.get("array") is None and source.get("raw") is None:
         encoded = source.get("bytes") or source.get("path")
     if not isinstance(encoded, (str, Path, bytes)):
         waveform = load_audio(source, sampling_rate)
-        size = int(block_seconds * sampling_rate)
+        size = max(1, int(block_seconds * sampling_rate))
         blocks = (waveform[start : start + size] for start in range(0, len(waveform), size))
         return AudioStream(len(waveform) / sampling_rate, blocks)
     file, name = _open_file(encoded)
-    return AudioStream(file.frames / file.samplerate, _read_blocks(file, name, sampling_rate, block_seconds))
+    blocks = _resample_blocks(_read_blocks(file, name, block_seconds), file.samplerate, sampling_rate)
+    # What libsndfile says of a length it does not know.
+    is_known = file.frames < 2**63 - 1
+    return AudioStream(file.frames / file.samplerate if is_known else None, blocks)
 
 
-def _read_blocks(
-    file: soundfile.SoundFile, name: str, sampling_rate: int, block_seconds: float
-) -> Iterator[np.ndarray]:
+def _read_blocks(file: soundfile.SoundFile, name: str, block_seconds: float = 10.0) -> Iterator[np.ndarray]:
+    """Consecutive samples at the file's own rate; none are empty."""
+    size = max(1, int(block_seconds * file.samplerate))
     with file:
-        size = int(block_seconds * file.samplerate)
-        resampler = soxr.ResampleStream(file.samplerate, sampling_rate, 1, dtype="float32")
-        num_read, is_last = 0, False
-        while not is_last:
+        for number in itertools.count():
             samples = _read(file, name, size).mean(axis=1)
-            # A header may promise more than there is.
-            is_last = len(samples) < size
-            if num_read == 0 or len(samples):
-                samples = check_waveform(samples, f"`audio` in {name}")
-            num_read += len(samples)
-            if file.samplerate != sampling_rate:
-                samples = resampler.resample_chunk(samples, last=is_last)
-            if len(samples):
-                yield samples
+            # A header may promise more than there is, but an empty file is refused.
+            if number > 0 and len(samples) == 0:
+                return
+            yield check_waveform(samples, f"`audio` in {name}")
+
+
+def _resample_blocks(blocks: Iterator[np.ndarray], from_rate: int, to_rate: int) -> Iterator[np.ndarray]:
+    if from_rate == to_rate:
+        yield from blocks
+        return
+    resampler = soxr.ResampleStream(from_rate, to_rate, 1, dtype="float32")
+    for block in itertools.chain(blocks, [None]):
+        is_last = block is None
+        samples = resampler.resample_chunk(np.empty(0, np.float32) if is_last else block, last=is_last)
+        if len(samples):
+            yield samples
 
 
 def check_waveform(waveform: np.ndarray, name: str = "`audio`") -> np.ndarray:
@@ -158,9 +171,19 @@ def _load_dict(source: dict, sampling_rate: int) -> np.ndarray:
 
 def _load_file(source: str | Path | bytes, sampling_rate: int) -> np.ndarray:
     file, name = _open_file(source)
-    with file:
-        waveform = _read(file, name).mean(axis=1)
-        return resample(check_waveform(waveform, f"`audio` in {name}"), file.samplerate, sampling_rate)
+    return resample(np.concatenate(list(_read_blocks(file, name))), file.samplerate, sampling_rate)
+
+
+class _ForwardFile(soundfile.SoundFile):
+    """
+    A file that is read from start to end.
+
+    soundfile seeks after every read where it can, which spoils the next frames of an MP3 and fails in a FLAC that does not
+    tell its length.
+    """
+
+    def seekable(self) -> bool:
+        return False
 
 
 def _open_file(source: str | Path | bytes) -> tuple[soundfile.SoundFile, str]:
@@ -175,12 +198,12 @@ def _open_file(source: str | Path | bytes) -> tuple[soundfile.SoundFile, str]:
     if not isinstance(source, bytes) and not Path(source).is_file():
         raise ValueError(f"`audio` file {name} does not exist.")
     try:
-        return soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source), name
+        return _ForwardFile(io.BytesIO(source) if isinstance(source, bytes) else source), name
     except soundfile.LibsndfileError as error:
         raise ValueError(_unreadable(name, error)) from error
 
 
-def _read(file: soundfile.SoundFile, name: str, frames: int = -1) -> np.ndarray:
+def _read(file: soundfile.SoundFile, name: str, frames: int) -> np.ndarray:
     try:
         return file.read(frames, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:

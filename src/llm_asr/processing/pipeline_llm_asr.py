@@ -172,7 +172,7 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
         if chunk_length_s is None:
             chunk_length_s = DEFAULT_CHUNK_LENGTH_S if longest is None else longest / sampling_rate
         stream = stream_audio(inputs, sampling_rate)
-        if stream.duration <= chunk_length_s:
+        if stream.duration is not None and stream.duration <= chunk_length_s:
             yield Segment(start=0.0, waveform=self.processor.load_recording(inputs), sampling_rate=sampling_rate), True
             return
         blocks = iter(stream.blocks)
@@ -181,12 +181,13 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
             itertools.chain([beginning], blocks), sampling_rate, chunk_length_s, min_silence_s, vad
         )
         found = False
-        with tqdm(total=round(stream.duration), unit="s", disable=not progress_bar) as progress:
+        total = None if stream.duration is None else round(stream.duration)
+        with tqdm(total=total, unit="s", disable=not progress_bar) as progress:
             for segment in segments:
                 found = True
                 yield segment, True
                 progress.update(int(segment.end) - progress.n)
-            progress.update(progress.total - progress.n)
+            progress.update((total or progress.n) - progress.n)
         if not found:
             # Something must go through the model, for every recording has a result.
             yield Segment(start=0.0, waveform=beginning[:sampling_rate], sampling_rate=sampling_rate), False

@@ -1,5 +1,6 @@
 """Splitting a long recording at silences, while it is read."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ BLOCK_SECONDS = 10.0
 # Silence that is kept on either side of a segment, if there is as much.
 PADDING_SECONDS = 0.2
 
-# What is shorter is a click.
+# What is shorter, and stands alone, is a click.
 MIN_SPEECH_SECONDS = 0.1
 
 
@@ -70,10 +71,16 @@ def split_at_silences(
     """
     if vad not in VOICE_ACTIVITIES:
         raise ValueError(f"`vad` must be one of {sorted(VOICE_ACTIVITIES)}, got {vad!r}.")
-    if min_silence_s <= 0:
+    if not sampling_rate * FRAME_SECONDS >= 1:
+        raise ValueError(f"`sampling_rate` must be positive and no lower than 32, got {sampling_rate}.")
+    if not min_silence_s > 0:
         raise ValueError(f"`min_silence_s` must be positive, got {min_silence_s}.")
-    if max_segment_s < 1.0:
-        raise ValueError(f"The longest segment must have at least 1 s, got {max_segment_s}.")
+    if not 1.0 <= max_segment_s < math.inf:
+        raise ValueError(f"The longest segment must have at least 1 s, and an end, got {max_segment_s}.")
+    if max_segment_s <= min_silence_s:
+        raise ValueError(
+            f"The longest segment must be longer than `min_silence_s`, got {max_segment_s} and {min_silence_s}."
+        )
     return _split(
         blocks, SplittingRules(sampling_rate, max_segment_s, min_silence_s), VOICE_ACTIVITIES[vad](sampling_rate)
     )
@@ -95,13 +102,13 @@ class SplittingRules:
         self.silence = max(1, round(self.min_silence_s / seconds))
         self.speech = round(MIN_SPEECH_SECONDS / seconds)
         # Both sides of a silence keep some of it.
-        self.padding = min(round(PADDING_SECONDS / seconds), self.silence // 2)
+        self.padding = max(1, min(round(PADDING_SECONDS / seconds), self.silence // 2))
 
 
 def _split(blocks: Iterable[np.ndarray], rules: SplittingRules, find_speech) -> Iterator[Segment]:
     samples = np.empty(0, dtype=np.float32)
     speech, levels = np.empty(0, dtype=bool), np.empty(0)
-    start = 0
+    start, was_cut = 0, False
     for block, is_last in _reblock(blocks, rules.block * rules.frame_length):
         frames = np.pad(block, (0, -len(block) % rules.frame_length)).reshape(-1, rules.frame_length)
         samples = np.concatenate([samples, block])
@@ -111,15 +118,16 @@ def _split(blocks: Iterable[np.ndarray], rules: SplittingRules, find_speech) -> 
             found = _next_segment(speech, levels, is_last, rules)
             if found is None:
                 break
-            first, end = found
+            first, end, is_cut = found
             waveform = samples[first * rules.frame_length : end * rules.frame_length]
-            if speech[first:end].sum() >= rules.speech:
+            # Next to a cut even a short piece is part of speech.
+            if speech[first:end].sum() >= (1 if was_cut or is_cut else rules.speech):
                 yield Segment(
                     (start + first * rules.frame_length) / rules.sampling_rate, waveform, rules.sampling_rate
                 )
             start += end * rules.frame_length
             samples = samples[end * rules.frame_length :]
-            speech, levels = speech[end:], levels[end:]
+            speech, levels, was_cut = speech[end:], levels[end:], is_cut
 
 
 def _reblock(blocks: Iterable[np.ndarray], size: int) -> Iterator[tuple[np.ndarray, bool]]:
@@ -137,27 +145,25 @@ def _reblock(blocks: Iterable[np.ndarray], size: int) -> Iterator[tuple[np.ndarr
 
 def _next_segment(
     speech: np.ndarray, levels: np.ndarray, is_last: bool, rules: SplittingRules
-) -> tuple[int, int] | None:
-    """First and end of the next segment in frames, what precedes it being silence; `None` if more must be read."""
+) -> tuple[int, int, bool] | None:
+    """
+    First and end of the next segment in frames, what precedes it being silence, and whether it is cut off there; `None` if
+    more must be read.
+    """
     spoken = np.flatnonzero(speech)
     if not len(spoken):
         # Silence, of which the next segment may want the end.
         end = len(speech) if is_last else len(speech) - rules.padding
-        return (end, end) if end > 0 else None
+        return (end, end, False) if end > 0 else None
     first = max(0, int(spoken[0]) - rules.padding)
     # A silence is a gap between spoken frames; the one at the end may go on.
-    last_of_each = spoken[np.flatnonzero(np.diff(spoken) > rules.silence)]
-    if len(last_of_each):
-        end = int(last_of_each[0]) + 1 + rules.padding
-    elif is_last or len(speech) - 1 - spoken[-1] >= rules.silence:
-        end = min(len(speech), int(spoken[-1]) + 1 + rules.padding)
-    elif len(speech) - first < rules.longest:
-        return None
-    else:
-        end = None
-    if end is None or end - first > rules.longest:
-        end = _best_cut(speech, levels, first + rules.longest // 2, first + rules.longest)
-    return first, end
+    gaps = np.flatnonzero(np.diff(spoken) > rules.silence)
+    last = int(spoken[gaps[0]] if len(gaps) else spoken[-1])
+    if last - first >= rules.longest:
+        return first, _best_cut(speech, levels, first + rules.longest // 2, first + rules.longest), True
+    if len(gaps) or is_last or len(speech) - 1 - last >= rules.silence:
+        return first, min(last + 1 + rules.padding, first + rules.longest, len(speech)), False
+    return None
 
 
 def _best_cut(speech: np.ndarray, levels: np.ndarray, low: int, high: int) -> int:
