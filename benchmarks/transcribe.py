@@ -224,10 +224,8 @@ class Contestant:
             name: pad_sequence(rows, batch_first=True, padding_side="left").to(model.device)
             for name, rows in (("input_ids", prompts), ("attention_mask", masks))
         }
-        # Without an end token all write as many tokens as they may. Ours is published with the audio token suppressed.
+        # Without an end token all write as many tokens as they may.
         model.generation_config = GenerationConfig(do_sample=False, pad_token_id=0)
-        if is_ours:
-            model.generation_config.suppress_tokens = [audio_token]
 
     def _move(self, features: Features) -> Features:
         dtypes = {"input_features": self.model.dtype, "input_features_mask": torch.long}

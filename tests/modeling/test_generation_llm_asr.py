@@ -306,3 +306,12 @@ def test_candidates_take_the_draft_up_where_it_agrees():
     assert left([11, 12, 99, 13]) == [14, 15, 2]
     assert left([11, 13, 14]) == [15, 2]
     assert left([98, 99, 11]) == [12, 13, 14, 15, 2]
+
+
+@pytest.mark.parametrize("projector_type", ["conv", "moe", "cif", "moe_cif"])
+def test_a_static_cache_gives_the_same_tokens(parts, recordings, projector_type):
+    model, processor = make(parts, projector_type)
+    inputs = processor.apply_transcription_request(recordings)
+    expected = model.generate(**inputs)
+    assert torch.equal(model.generate(**inputs, cache_implementation="static"), expected)
+    assert torch.equal(model.generate(**inputs, cache_implementation="static", max_cache_len=200), expected)

@@ -158,6 +158,7 @@ class LlmAsrPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_attention_backend = True
+    _can_compile_fullgraph = True
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -531,7 +532,6 @@ class LlmAsrForConditionalGeneration(LlmAsrPreTrainedModel, LlmAsrGenerationMixi
             bos_token_id=processor.tokenizer.bos_token_id,
             eos_token_id=_all_eos_token_ids(processor.tokenizer, text_model.generation_config),
             pad_token_id=processor.tokenizer.pad_token_id,
-            suppress_tokens=[processor.audio_token_id],
             transcription_prompt_ids=processor.transcription_prompt_ids,
         )
         model = cls(config, audio_tower, text_model)
@@ -758,7 +758,10 @@ def _all_eos_token_ids(tokenizer, text_generation_config: GenerationConfig) -> i
 
 @torch.no_grad()
 def _make_room(text_model: PreTrainedModel, audio_token_id: int) -> None:
-    """Give the audio token a row in the embedding and the head: the mean of the others, so that it is always the same."""
+    """
+    Give the audio token a row in the embedding and the head: the mean of the others, so that it is always the same, and is
+    never the likeliest token either.
+    """
     num_embeddings = text_model.get_input_embeddings().num_embeddings
     if audio_token_id < num_embeddings:
         return
