@@ -14,7 +14,6 @@ from pathlib import Path
 
 import yaml
 from transformers import HfArgumentParser, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from llm_asr import LlmAsrForConditionalGeneration, LlmAsrProcessor
 from llm_asr.evaluation.metrics import ErrorRates
@@ -23,8 +22,10 @@ from llm_asr.training.data_collator import LlmAsrDataCollator
 from llm_asr.training.datasets_asr import load_asr_dataset
 from llm_asr.training.expert_usage_callback import ExpertUsageCallback
 from llm_asr.training.feature_cache import cache_audio_hidden_states
+from llm_asr.training.interruption import GracefulExit, ManifestCallback, last_complete_checkpoint
 from llm_asr.training.lora import add_lora
 from llm_asr.training.trainer import LlmAsrTrainer
+from llm_asr.training.watching import SampleTranscripts, WatchingCallback
 
 
 def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, LlmAsrTrainingArguments]:
@@ -96,6 +97,7 @@ def main(argv: list[str]) -> None:
         language_column=data_args.language_column,
         language_dropout=data_args.language_dropout,
         hidden_states_column=None if data_args.feature_cache is None else "audio_hidden_states",
+        row_ids=True,
         **columns,
     )
     languages = None
@@ -108,16 +110,22 @@ def main(argv: list[str]) -> None:
         train_dataset=datasets.get("train"),
         eval_dataset=datasets.get("eval"),
         processing_class=processor,
-        compute_metrics=ErrorRates(processor, languages),
+        compute_metrics=SampleTranscripts(ErrorRates(processor, languages), processor),
     )
 
+    graceful_exit = GracefulExit()
+    for callback in (graceful_exit, ManifestCallback(), WatchingCallback(trainer)):
+        trainer.add_callback(callback)
     if model.config.projector_config.uses_experts:
         trainer.add_callback(ExpertUsageCallback(trainer))
     if training_args.do_train:
         checkpoint = training_args.resume_from_checkpoint
         if checkpoint in ("true", "True", True):
-            checkpoint = get_last_checkpoint(training_args.output_dir)
+            checkpoint = last_complete_checkpoint(training_args.output_dir)
         trainer.train(resume_from_checkpoint=checkpoint)
+        if graceful_exit.signal_number is not None:
+            # As a program that a signal ended, so that nobody takes the run for finished.
+            sys.exit(128 + graceful_exit.signal_number)
         if model_args.lora_rank:
             trainer.save_model(str(Path(training_args.output_dir) / "adapter"))
             trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()

@@ -32,6 +32,9 @@ class LlmAsrDataCollator:
             them ask the model to name it. Which rows these are is random but fixed.
         hidden_states_column (`str`, *optional*):
             Column with files written by [`cache_audio_hidden_states`], to be used in place of recordings.
+        row_ids (`bool`, *optional*, defaults to `False`):
+            Whether to add `row_ids`, a list of the `row` of each row, which [`LlmAsrTrainer`] takes out again and names
+            when a loss is not finite.
     """
 
     processor: LlmAsrProcessor
@@ -40,6 +43,7 @@ class LlmAsrDataCollator:
     language_column: str = "language"
     language_dropout: float = 0.0
     hidden_states_column: str | None = None
+    row_ids: bool = False
 
     def __post_init__(self):
         if not 0 <= self.language_dropout <= 1:
@@ -56,6 +60,12 @@ class LlmAsrDataCollator:
         Raises:
             `ValueError`: If a recording cannot be used or a transcript is missing; it names the row.
         """
+        batch = self._make_batch(rows)
+        if self.row_ids:
+            batch["row_ids"] = [row.get("row") for row in rows]
+        return batch
+
+    def _make_batch(self, rows: list[dict]) -> BatchFeature:
         transcripts = [self._transcript(row) for row in rows]
         languages, identifies = zip(*(self._language(row) for row in rows), strict=True)
         requests = {"language": languages, "identify_language": identifies}

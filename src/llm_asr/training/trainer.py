@@ -7,6 +7,7 @@ from peft import PeftModel
 from transformers import Seq2SeqTrainer
 
 from .arguments import LlmAsrTrainingArguments
+from .interruption import stop_at_nonfinite_loss
 
 
 LOSS_PARTS = ("lm_loss", "quantity_loss", "draft_loss", "router_aux_loss", "router_z_loss")
@@ -26,8 +27,12 @@ class LlmAsrTrainer(Seq2SeqTrainer):
         self._last_logged_step = 0
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        row_ids = inputs.pop("row_ids", None)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if model.training:
+            stop_at_nonfinite_loss(self, loss, outputs, row_ids)
+            if not self._loss_parts:
+                self._last_logged_step = self.state.global_step
             for name in LOSS_PARTS:
                 if outputs.get(name) is not None:
                     part = outputs[name].detach()
@@ -55,21 +60,27 @@ class LlmAsrTrainer(Seq2SeqTrainer):
         optimizer.param_groups[:] = groups
         return optimizer
 
+    def _run_epoch(self, *args, **kwargs):
+        # Resumed from its last step in the middle of an epoch, the `Trainer` would take one more.
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+
     def evaluate(self, *args, **gen_kwargs):
         # Counted without the prompt, whose length depends on the recording.
         if self.args.generation_max_length is not None and "max_length" not in gen_kwargs:
             gen_kwargs.setdefault("max_new_tokens", self.args.generation_max_length)
         return super().evaluate(*args, **gen_kwargs)
 
-    def prediction_step(self, *args, **kwargs):
+    def prediction_step(self, model, inputs, *args, **kwargs):
+        inputs.pop("row_ids", None)
         # `Seq2SeqTrainer` writes the library's defaults into the model's generation configuration, which every later
         # checkpoint would carry.
-        model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        generation_config = copy.deepcopy(model.generation_config)
+        base_model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        generation_config = copy.deepcopy(base_model.generation_config)
         try:
-            return super().prediction_step(*args, **kwargs)
+            return super().prediction_step(model, inputs, *args, **kwargs)
         finally:
-            model.generation_config = generation_config
+            base_model.generation_config = generation_config
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         num_steps = self.state.global_step - self._last_logged_step
@@ -78,5 +89,4 @@ class LlmAsrTrainer(Seq2SeqTrainer):
             scale = self.accelerator.num_processes / num_steps
             logs.update({name: float(part) * scale for name, part in self._loss_parts.items()})
             self._loss_parts = {}
-            self._last_logged_step = self.state.global_step
         super().log(logs, *args, **kwargs)

@@ -1,0 +1,135 @@
+import time
+
+import numpy as np
+import pytest
+import torch
+from speech_files import write_speech_dataset
+from test_training import training_options
+from tiny_models import compose
+from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+
+from llm_asr.evaluation.metrics import ErrorRates
+from llm_asr.training.arguments import LlmAsrTrainingArguments
+from llm_asr.training.data_collator import LlmAsrDataCollator
+from llm_asr.training.datasets_asr import load_asr_dataset
+from llm_asr.training.lora import add_lora
+from llm_asr.training.trainer import LlmAsrTrainer
+from llm_asr.training.watching import SampleTranscripts, WatchingCallback
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return load_asr_dataset(str(write_speech_dataset(tmp_path_factory.mktemp("speech"))))
+
+
+def train_and_read(trainer):
+    trainer.add_callback(WatchingCallback(trainer))
+    trainer.train()
+    return [entry for entry in trainer.state.log_history if "audio_hours_per_second" in entry]
+
+
+def make_trainer(model, processor, dataset, folder, **options):
+    return Trainer(
+        model,
+        TrainingArguments(**training_options(folder, save_strategy="no", **options)),
+        LlmAsrDataCollator(processor),
+        dataset,
+        eval_dataset=dataset,
+    )
+
+
+def test_length_errors_are_those_of_the_frames_trained_on(parts, dataset, tmp_path):
+    model, processor = compose(parts, "cif")
+    trainer = make_trainer(model, processor, dataset, tmp_path, learning_rate=0.0, eval_strategy="steps", eval_steps=1)
+    logs = train_and_read(trainer)
+    assert [entry["step"] for entry in logs] == [2, 4]
+    # The logs of the `Trainer` itself are still written.
+    assert [entry["step"] for entry in trainer.state.log_history if "loss" in entry] == [2, 4]
+    batch = LlmAsrDataCollator(processor)(dataset.to_list())
+    with torch.no_grad():
+        quantities = model.eval()(**batch).quantities
+    targets = batch["target_lengths"]
+    expected = 100 * (quantities - targets).abs().sum() / targets.sum()
+    # Two steps are an epoch.
+    for entry in logs:
+        assert entry["length_error"] == pytest.approx(expected.item(), rel=1e-3)
+
+
+class Delay(TrainerCallback):
+    def __init__(self, event):
+        setattr(self, event, lambda *args, **kwargs: time.sleep(0.4))
+
+
+@pytest.mark.parametrize(("event", "counts"), [("on_step_begin", True), ("on_prediction_step", False)])
+def test_speed_counts_training_alone(parts, dataset, tmp_path, event, counts):
+    model, processor = compose(parts, "conv")
+    trainer = make_trainer(model, processor, dataset, tmp_path, eval_strategy="steps", eval_steps=1)
+    trainer.add_callback(Delay(event))
+    logs = train_and_read(trainer)
+    assert "length_error" not in logs[0]
+    # Eight recordings between two logs, the words of which last 0.3 seconds each.
+    hours = 2 * 0.3 * (2 + 1 + 3 + 2) / 3600
+    for entry in logs:
+        assert (hours / entry["audio_hours_per_second"] > 0.8) == counts
+        assert entry["audio_hours_per_second"] > hours / 3
+
+
+def test_rates_are_named_after_parts(parts, dataset, tmp_path):
+    model, processor = compose(parts, "cif", freeze_text=False)
+    arguments = LlmAsrTrainingArguments(
+        **{**training_options(tmp_path, save_strategy="no"), "learning_rate": 1e-3, "text_learning_rate": 1e-4}
+    )
+    trainer = LlmAsrTrainer(model, arguments, LlmAsrDataCollator(processor), dataset)
+    logs = train_and_read(trainer)
+    own = [entry for entry in trainer.state.log_history if "learning_rate" in entry]
+    assert {name for name in logs[0] if name.startswith("learning_rate_")} == {
+        "learning_rate_projector",
+        "learning_rate_language_model",
+        "learning_rate_lm_head",
+    }
+    for entry, expected in zip(logs, own, strict=True):
+        assert entry["learning_rate_projector"] == pytest.approx(10 * entry["learning_rate_language_model"])
+        assert expected["learning_rate"] in (entry["learning_rate_projector"], entry["learning_rate_language_model"])
+
+
+def test_a_projector_beside_lora_is_watched(parts, dataset, tmp_path):
+    model, processor = compose(parts, "cif")
+    logs = train_and_read(make_trainer(add_lora(model, rank=2), processor, dataset, tmp_path))
+    assert {"length_error", "learning_rate_projector", "learning_rate_language_model"} <= set(logs[0])
+
+
+def test_a_model_without_a_projector_is_refused(parts, dataset, tmp_path):
+    model, processor = compose(parts, "cif")
+    trainer = make_trainer(model.model.language_model, processor, dataset, tmp_path)
+    with pytest.raises(ValueError, match="has no projector to watch"):
+        WatchingCallback(trainer)
+
+
+def test_samples_are_the_same_rows_every_time(parts):
+    _, processor = compose(parts, "conv")
+    texts = ["one", "two", "three|four", "five"]
+    ids = [processor.tokenizer(text)["input_ids"] for text in texts]
+    width = max(map(len, ids))
+    labels = np.array([row + [-100] * (width - len(row)) for row in ids])
+    metrics = SampleTranscripts(ErrorRates(processor), processor, num_samples=2)
+    result = metrics(EvalPrediction(predictions=labels[[1, 1, 1, 2]], label_ids=labels))
+    assert result["wer"] > 0
+    assert result["samples"].splitlines()[2:] == ["| 0 | one | two |", "| 3 | five | three\\|four |"]
+    with pytest.raises(ValueError, match="`num_samples` must be positive"):
+        SampleTranscripts(ErrorRates(processor), processor, num_samples=0)
+
+
+def test_samples_reach_the_logs(parts, dataset, tmp_path):
+    model, processor = compose(parts, "cif")
+    arguments = LlmAsrTrainingArguments(**training_options(tmp_path, generation_max_length=4))
+    trainer = LlmAsrTrainer(
+        model,
+        arguments,
+        LlmAsrDataCollator(processor),
+        eval_dataset=dataset,
+        compute_metrics=SampleTranscripts(ErrorRates(processor), processor),
+    )
+    trainer.evaluate()
+    samples = trainer.state.log_history[-1]["eval_samples"]
+    assert len(samples.splitlines()) == 6
+    assert "| 0 | one two |" in samples
