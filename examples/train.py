@@ -13,15 +13,18 @@ import sys
 from pathlib import Path
 
 import yaml
+from datasets import Dataset
 from transformers import HfArgumentParser, set_seed
 
 from llm_asr import LlmAsrForConditionalGeneration, LlmAsrProcessor
 from llm_asr.evaluation.metrics import ErrorRates
 from llm_asr.training.arguments import DataArguments, LlmAsrTrainingArguments, ModelArguments
 from llm_asr.training.data_collator import LlmAsrDataCollator
+from llm_asr.training.data_mixing import StreamingMixture, load_mixture
 from llm_asr.training.datasets_asr import load_asr_dataset
 from llm_asr.training.expert_usage_callback import ExpertUsageCallback
 from llm_asr.training.feature_cache import cache_audio_hidden_states
+from llm_asr.training.filters import RowFilters
 from llm_asr.training.interruption import GracefulExit, ManifestCallback, last_complete_checkpoint
 from llm_asr.training.lora import add_lora
 from llm_asr.training.trainer import LlmAsrTrainer
@@ -66,39 +69,69 @@ def load_model(args: ModelArguments) -> tuple[LlmAsrForConditionalGeneration, Ll
     return model, processor
 
 
+def load_datasets(
+    data_args: DataArguments, training_args: LlmAsrTrainingArguments, filters: RowFilters
+) -> dict[str, Dataset | StreamingMixture]:
+    """`"train"` and `"eval"`, as far as they are given; `filters` are for mixtures to train on."""
+    columns = (data_args.audio_column, data_args.text_column)
+    datasets: dict[str, Dataset | StreamingMixture] = {}
+    if data_args.train_dataset is not None:
+        source, split = data_args.train_dataset, data_args.train_split
+        datasets["train"] = load_asr_dataset(source, data_args.dataset_name, split, *columns)
+    if data_args.eval_dataset is not None:
+        source, split = data_args.eval_dataset, data_args.eval_split
+        datasets["eval"] = load_asr_dataset(source, data_args.dataset_name, split, *columns)
+    if data_args.train_datasets:
+        datasets["train"] = load_mixture(
+            data_args.train_datasets,
+            data_args.temperature,
+            training_args.seed,
+            filters,
+            data_args.shuffle_buffer_size,
+        )
+        print(filters.report)
+    if data_args.eval_datasets:
+        datasets["eval"] = load_mixture(data_args.eval_datasets)
+    if isinstance(datasets.get("train"), StreamingMixture):
+        # Otherwise one process would read everything, and join batches of different lengths.
+        training_args.accelerator_config.dispatch_batches = False
+    return datasets
+
+
 def main(argv: list[str]) -> None:
     model_args, data_args, training_args = parse_arguments(argv)
     set_seed(training_args.seed)
+    filters = RowFilters(
+        data_args.min_duration,
+        data_args.max_duration,
+        data_args.min_characters_per_second,
+        data_args.max_characters_per_second,
+    )
+    datasets = load_datasets(data_args, training_args, filters)
+    if training_args.do_train and "train" not in datasets:
+        raise ValueError("Pass `train_dataset` or `train_datasets` to train.")
+    streams = any(isinstance(dataset, StreamingMixture) for dataset in datasets.values())
+    if streams and data_args.feature_cache is not None:
+        raise ValueError("`feature_cache` needs datasets that do not stream; set `streaming: false`.")
+
     model, processor = load_model(model_args)
     model.to(training_args.device)
-
-    columns = {"audio_column": data_args.audio_column, "text_column": data_args.text_column}
-    datasets = {}
-    for role, source, split in (
-        ("train", data_args.train_dataset, data_args.train_split),
-        ("eval", data_args.eval_dataset, data_args.eval_split),
-    ):
-        if source is None:
-            continue
-        dataset = load_asr_dataset(source, data_args.dataset_name, split, **columns)
-        if data_args.feature_cache is not None:
-            dataset = cache_audio_hidden_states(
+    if data_args.feature_cache is not None:
+        for role, dataset in datasets.items():
+            datasets[role] = cache_audio_hidden_states(
                 dataset, model, processor, data_args.feature_cache, data_args.audio_column
             )
-        datasets[role] = dataset
-    if training_args.do_train and "train" not in datasets:
-        raise ValueError("Pass `train_dataset` to train.")
-
     if model_args.lora_rank:
         model = add_lora(model, model_args.lora_rank, model_args.lora_alpha, model_args.lora_dropout)
 
     collator = LlmAsrDataCollator(
         processor,
+        audio_column=data_args.audio_column,
+        text_column=data_args.text_column,
         language_column=data_args.language_column,
         language_dropout=data_args.language_dropout,
         hidden_states_column=None if data_args.feature_cache is None else "audio_hidden_states",
         row_ids=True,
-        **columns,
     )
     languages = None
     if "eval" in datasets and data_args.language_column in datasets["eval"].column_names:
@@ -123,6 +156,8 @@ def main(argv: list[str]) -> None:
         if checkpoint in ("true", "True", True):
             checkpoint = last_complete_checkpoint(training_args.output_dir)
         trainer.train(resume_from_checkpoint=checkpoint)
+        if streams:
+            print(filters.report)
         if graceful_exit.signal_number is not None:
             # As a program that a signal ended, so that nobody takes the run for finished.
             sys.exit(128 + graceful_exit.signal_number)

@@ -3,7 +3,7 @@ import pytest
 from tiny_models import make_tokenizer
 from transformers import EvalPrediction
 
-from llm_asr.evaluation.metrics import ErrorRates, error_rates
+from llm_asr.evaluation.metrics import ErrorRates, count_errors, error_rates, error_report, silence_report
 
 
 def test_error_rates_count_words_and_characters_over_the_corpus():
@@ -26,6 +26,65 @@ def test_case_and_punctuation_do_not_count():
 
 def test_an_empty_hypothesis_is_all_deletions():
     assert error_rates(["one two"], [""])["wer"] == 100
+
+
+def test_kinds_of_errors_of_each_recording():
+    words, characters = count_errors(["one two three", "", "four"], ["one too", "uh", "four four five"])
+    assert words.substitutions.tolist() == [1, 0, 0]
+    assert words.insertions.tolist() == [0, 1, 2]
+    assert words.deletions.tolist() == [1, 0, 0]
+    assert words.reference_lengths.tolist() == [3, 0, 1]
+    assert words.rate == pytest.approx(100 * 5 / 4)
+    assert words[[0, 2]].rate == 100
+    assert characters.reference_lengths.tolist() == [13, 0, 4]
+
+
+def test_spaces_do_not_count_in_languages_without_them():
+    for language in ("zh", "Chinese"):
+        rates = error_rates(["今天好吗", "one two"], ["今 天 不好", "one two"], [language, "en"])
+        # A deletion and an insertion of four characters.
+        assert rates[f"wer_{language}"] == rates[f"cer_{language}"] == 50
+        assert rates["wer"] == pytest.approx(100 * 2 / 6)
+
+
+def test_digits_are_number_words_to_the_normalizer_of_whisper():
+    pair = ["twenty one dogs"], ["21 dogs"]
+    assert error_rates(*pair, ["en"])["wer"] > 0
+    assert error_rates(*pair, ["en"], normalizer="whisper")["wer"] == 0
+
+
+def test_the_report_of_errors_by_language_and_by_any_other_group():
+    arguments = ["one two", "uno dos", "今天", "..."], ["one too", "uno", "今天", ""], ["en", "es", "zh", "fr"]
+    report = error_report(*arguments)
+    # Where a reference has no words there is no rate.
+    assert list(report) == ["en", "es", "zh", "all"]
+    assert report["en"]["wer"] == 50
+    assert [report[group]["headline"] for group in report] == ["wer", "wer", "cer", "wer"]
+    assert (report["es"]["substitutions"], report["es"]["insertions"], report["es"]["deletions"]) == (0, 0, 1)
+    low, high = report["all"]["wer_interval"]
+    assert 0 <= low < report["all"]["wer"] < high
+    assert report["all"] == error_report(*arguments)["all"]
+    by_dataset = error_report(*arguments, groups=["a", "a", "b", None])
+    assert {name: found["recordings"] for name, found in by_dataset.items()} == {"a": 2, "b": 1, "all": 4}
+    assert by_dataset["a"]["wer"] == 50
+    rates = error_rates(*(column[:3] for column in arguments))
+    assert report["all"]["wer"] == rates["wer"]
+    assert report["all"]["cer"] == rates["cer"]
+
+
+def test_a_report_without_words_is_refused():
+    with pytest.raises(ValueError, match="no words once normalised"):
+        error_report(["..."], ["one"])
+    with pytest.raises(ValueError, match="`groups` has 1 entries for 2 recordings"):
+        error_report(["one", "two"], ["one", "two"], groups=["a"])
+
+
+def test_what_was_made_up_in_silence():
+    assert silence_report(["", "thank you", "", ""]) == {
+        "recordings": 4,
+        "hallucinated": 25,
+        "words_per_recording": 0.5,
+    }
 
 
 @pytest.mark.parametrize(

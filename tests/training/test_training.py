@@ -177,7 +177,7 @@ def test_lora_trains_the_projector_and_the_low_rank_updates_alone(parts):
         ({"projektor_type": "conv"}, r"unknown options \['projektor_type'\]"),
         ({"projector": {"num_expert": 4}}, r"no option named \['num_expert'\]"),
         ({"train_dataset": "nowhere.jsonl"}, "'nowhere.jsonl' does not exist"),
-        ({"train_dataset": None}, "Pass `train_dataset` to train"),
+        ({"train_dataset": None}, "Pass `train_dataset` or `train_datasets` to train"),
     ],
 )
 def test_a_bad_recipe_is_refused_before_training(parts, dataset_file, tmp_path, options, message):
@@ -209,3 +209,34 @@ def test_parts_learn_at_their_own_rates(parts, tmp_path):
 
     plain = LlmAsrTrainer(model, LlmAsrTrainingArguments(str(tmp_path)), LlmAsrDataCollator(processor))
     assert len(plain.create_optimizer().param_groups) == 2
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_mixture_of_datasets_trains(parts, dataset_file, tmp_path, capsys, streaming):
+    spec = {"dataset": str(dataset_file), "streaming": streaming}
+    if streaming:
+        specs = [{**spec, "language": code, "num_rows": 4} for code in ("en", "es")]
+    else:
+        specs = [{**spec, "language_column": "language"}]
+    options = {
+        "train_dataset": None,
+        "train_datasets": specs,
+        "temperature": 2.0,
+        "max_duration": 30.0,
+        "eval_dataset": None,
+        "eval_datasets": [{"dataset": str(dataset_file), "language_column": "language"}],
+        "max_steps": 3,
+    }
+    train.main([recipe(parts, dataset_file, tmp_path / "run", **options)])
+    assert "rows kept, 0 rejected" in capsys.readouterr().out
+    metrics = json.loads((tmp_path / "run" / "eval_results.json").read_text())
+    assert {"eval_wer", "eval_wer_en", "eval_cer_es"} <= set(metrics)
+    AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path / "run")
+
+
+def test_datasets_are_described_in_one_way(parts, dataset_file, tmp_path):
+    with pytest.raises(ValueError, match="either `train_dataset` or `train_datasets`"):
+        train.main([recipe(parts, dataset_file, tmp_path / "a", train_datasets=[{"dataset": str(dataset_file)}])])
+    options = {"train_dataset": None, "train_datasets": [{"dataset": str(dataset_file)}], "text_column": "sentence"}
+    with pytest.raises(ValueError, match="`text_column` and `language_column` are of `train_dataset`"):
+        train.main([recipe(parts, dataset_file, tmp_path / "b", **options)])

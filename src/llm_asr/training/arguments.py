@@ -1,5 +1,6 @@
 """What `examples/train.py` can be told, on the command line or in a YAML or JSON file."""
 
+import json
 from dataclasses import dataclass, field
 
 from transformers import Seq2SeqTrainingArguments
@@ -40,6 +41,21 @@ class DataArguments:
 
     train_dataset: str | None = field(default=None, metadata={"help": "Dataset to train on."})
     eval_dataset: str | None = field(default=None, metadata={"help": "Dataset to evaluate on while training."})
+    # Lists in a recipe; the command line knows strings alone.
+    train_datasets: str | None = field(
+        default=None, metadata={"help": "Several datasets to mix, as a list in JSON; see `DatasetSpec`."}
+    )
+    eval_datasets: str | None = field(
+        default=None, metadata={"help": "Several datasets to evaluate on, as a list in JSON."}
+    )
+    temperature: float = field(
+        default=1.0, metadata={"help": "Languages of train_datasets are drawn with p ∝ n^(1/temperature)."}
+    )
+    shuffle_buffer_size: int = field(default=1000, metadata={"help": "Rows of streams that are shuffled together."})
+    min_duration: float | None = field(default=None, metadata={"help": "Of train_datasets, in seconds."})
+    max_duration: float | None = field(default=None, metadata={"help": "Of train_datasets, in seconds."})
+    min_characters_per_second: float | None = field(default=None, metadata={"help": "Of train_datasets."})
+    max_characters_per_second: float | None = field(default=None, metadata={"help": "Of train_datasets."})
     dataset_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
     train_split: str = field(default="train", metadata={"help": "Split of a Hub dataset to train on."})
     eval_split: str = field(default="validation", metadata={"help": "Split of a Hub dataset to evaluate on."})
@@ -52,6 +68,24 @@ class DataArguments:
     feature_cache: str | None = field(
         default=None, metadata={"help": "Folder that keeps the output of a frozen speech encoder."}
     )
+
+    def __post_init__(self):
+        self.train_datasets, self.eval_datasets = (
+            json.loads(specs) if isinstance(specs, str) else specs
+            for specs in (self.train_datasets, self.eval_datasets)
+        )
+        for role, dataset, specs in (
+            ("train", self.train_dataset, self.train_datasets),
+            ("eval", self.eval_dataset, self.eval_datasets),
+        ):
+            if dataset is not None and specs:
+                raise ValueError(f"Pass either `{role}_dataset` or `{role}_datasets`.")
+        columns = (self.audio_column, self.text_column, self.language_column)
+        if (self.train_datasets or self.eval_datasets) and columns != ("audio", "text", "language"):
+            raise ValueError(
+                "`audio_column`, `text_column` and `language_column` are of `train_dataset` and `eval_dataset`; name those "
+                "of `train_datasets` and `eval_datasets` in their entries."
+            )
 
 
 @dataclass

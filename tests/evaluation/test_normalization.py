@@ -1,0 +1,45 @@
+import pytest
+
+from llm_asr.evaluation.normalization import get_normalizer, is_unspaced, language_code
+
+
+@pytest.mark.parametrize(
+    ("language", "code"),
+    [("es", "es"), ("pt-BR", "pt"), ("cmn_hans_cn", "cmn"), ("Chinese", "zh"), ("Lao", "lo"), ("Cantonese", "yue")],
+)
+def test_codes_and_names(language, code):
+    assert language_code(language) == code
+
+
+def test_languages_without_spaces():
+    unspaced = ["zh", "zh-CN", "yue_hant_hk", "Japanese", "th", "Lao", "Burmese", "my_mm", "Khmer", "bo", "Mandarin"]
+    assert all(map(is_unspaced, unspaced))
+    assert not any(map(is_unspaced, ["en", "Korean", "ko", "Vietnamese", "", None]))
+
+
+def test_spoken_numbers_stay_words_unless_it_is_asked_for():
+    text = "It's forty seven, ninety eight."
+    assert get_normalizer("en")(text).strip() == "it s forty seven ninety eight"
+    for language in ("en", "English", "en-GB"):
+        assert get_normalizer(language, "whisper")(text).strip() == "it is 4798"
+    assert get_normalizer("es", "whisper")("¡Forty, señor!").strip() == "forty señor"
+
+
+def test_vowel_signs_are_no_punctuation():
+    assert get_normalizer("hi")("हिन्दी में।").strip() == "हिन्दी में"
+    assert get_normalizer("hi", "whisper")("हिन्दी").split() == ["ह", "न", "द"]
+    assert get_normalizer("th")("ที่นี่").split() == ["ที่", "นี่"]
+
+
+def test_without_marks_basic_is_that_of_whisper():
+    text = "«Ça, c'est [bruit] l'été» — Straße № 5, йод!"
+    assert get_normalizer("fr")(text) == get_normalizer("fr", "whisper")(text)
+
+
+def test_letters_are_words_where_there_are_no_spaces():
+    assert get_normalizer("Chinese")("今天,好 吗?").split() == list("今天好吗")
+
+
+def test_an_unknown_normalizer_is_refused():
+    with pytest.raises(ValueError, match="`normalizer` must be one of basic, whisper, got 'none'"):
+        get_normalizer("en", "none")
