@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from transformers import (
 from llm_asr.evaluation.metrics import ErrorRates
 from llm_asr.training.arguments import LlmAsrTrainingArguments, ModelArguments
 from llm_asr.training.data_collator import LlmAsrDataCollator
+from llm_asr.training.data_mixing import DatasetSpec
 from llm_asr.training.datasets_asr import load_asr_dataset
 from llm_asr.training.lora import add_lora
 from llm_asr.training.trainer import LlmAsrTrainer
@@ -240,3 +242,18 @@ def test_datasets_are_described_in_one_way(parts, dataset_file, tmp_path):
     options = {"train_dataset": None, "train_datasets": [{"dataset": str(dataset_file)}], "text_column": "sentence"}
     with pytest.raises(ValueError, match="`text_column` and `language_column` are of `train_dataset`"):
         train.main([recipe(parts, dataset_file, tmp_path / "b", **options)])
+
+
+RECIPES = sorted((Path(train.__file__).parent / "recipes").glob("*/[0-9]*.yaml"))
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_recipes_are_of_known_options(file):
+    # Without a GPU there is no bfloat16.
+    model_args, data_args, training_args = train.parse_arguments([str(file), "--bf16", "false"])
+    specs = [DatasetSpec.from_dict(spec) for spec in data_args.train_datasets]
+    assert len({spec.source for spec in specs}) == len(specs)
+    assert training_args.save_total_limit >= 2
+    if model_args.model is not None:
+        earlier = [train.parse_arguments([str(other), "--bf16", "false"])[2].output_dir for other in RECIPES]
+        assert model_args.model in earlier
