@@ -128,13 +128,15 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
     torch.manual_seed(0)
     inputs = [make_inputs(durations, model) for durations in batches]
     skip_logits = way["skip_logits"]
-    model(**inputs[0], skip_logits=skip_logits).loss.backward()  # warms up, and makes the gradients
     synchronize = torch.cuda.synchronize if options.device == "cuda" else lambda: None
     if options.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
-        Path("/proc/self/clear_refs").write_text("5")  # resets the mark to what is in use now
+        Path("/proc/self/clear_refs").write_text(
+            "5"
+        )  # resets the mark to what is in use now, before the allocator holds anything back
     before = peak_memory(options.device)
+    model(**inputs[0], skip_logits=skip_logits).loss.backward()  # warms up, and makes the gradients
     synchronize()
     start = time.perf_counter()
     for batch in inputs:
