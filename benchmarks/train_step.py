@@ -18,6 +18,7 @@ import torch
 from transformers import LlamaConfig, WhisperConfig
 
 from llm_asr import LlmAsrConfig, LlmAsrForConditionalGeneration
+from llm_asr.training.duration_batches import DurationBatchSampler
 
 
 GOAL_SPEED, GOAL_MEMORY = 2.5, 0.5
@@ -68,24 +69,19 @@ def build(size: str, encoder_padding: str, options: argparse.Namespace) -> LlmAs
     model = LlmAsrForConditionalGeneration(config).to(options.device, getattr(torch, options.dtype))
     model.freeze_audio_tower()
     model.freeze_language_model()
-    if options.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+    if options.activation_checkpointing:
+        model.activation_checkpointing_enable()
     return model.train()
 
 
 def make_batches(by_duration: bool, options: argparse.Namespace) -> list[list[float]]:
-    """Durations of recordings, batch by batch: a fixed count in random order, or as many padded seconds, sorted."""
+    """Durations of recordings, batch by batch: a fixed count in random order, or as many padded seconds of like length."""
     rng = np.random.default_rng(0)
     durations = rng.lognormal(np.log(5.0), 0.6, size=options.recordings).clip(1.0, 25.0).tolist()
     if not by_duration:
         return [durations[i : i + options.batch_size] for i in range(0, len(durations), options.batch_size)]
     budget = options.batch_size * float(np.mean(durations))
-    batches: list[list[float]] = [[]]
-    for duration in sorted(durations):
-        if (len(batches[-1]) + 1) * duration > budget:
-            batches.append([])
-        batches[-1].append(duration)
-    return batches
+    return [[durations[row] for row in batch] for batch in DurationBatchSampler(durations, budget)]
 
 
 def make_inputs(durations: list[float], model: LlmAsrForConditionalGeneration) -> dict[str, torch.Tensor]:
@@ -161,7 +157,7 @@ def main() -> None:
     parser.add_argument("--projector", choices=["conv", "moe", "cif", "moe_cif"], default="moe_cif")
     parser.add_argument("--recordings", type=int, default=48)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--gradient-checkpointing", action="store_true")
+    parser.add_argument("--activation-checkpointing", action="store_true")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

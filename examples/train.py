@@ -19,6 +19,8 @@ from transformers import HfArgumentParser, set_seed
 from llm_asr import LlmAsrForConditionalGeneration, LlmAsrProcessor
 from llm_asr.evaluation.metrics import ErrorRates
 from llm_asr.training.arguments import DataArguments, LlmAsrTrainingArguments, ModelArguments
+from llm_asr.training.augmentation import Augmentation, SpecAugment, SpeedPerturbation
+from llm_asr.training.compiled_encoder import compile_audio_tower
 from llm_asr.training.data_collator import LlmAsrDataCollator
 from llm_asr.training.data_mixing import StreamingMixture, load_mixture
 from llm_asr.training.datasets_asr import load_asr_dataset
@@ -116,11 +118,21 @@ def main(argv: list[str]) -> None:
 
     model, processor = load_model(model_args)
     model.to(training_args.device)
+    if model_args.compile_audio:
+        compile_audio_tower(model)
     if data_args.feature_cache is not None:
+        in_use: list[str] = []
         for role, dataset in datasets.items():
             datasets[role] = cache_audio_hidden_states(
-                dataset, model, processor, data_args.feature_cache, data_args.audio_column
+                dataset,
+                model,
+                processor,
+                data_args.feature_cache,
+                data_args.audio_column,
+                max_gigabytes=data_args.feature_cache_gigabytes,
+                in_use=in_use,
             )
+            in_use += datasets[role]["audio_hidden_states"]
     if model_args.lora_rank:
         model = add_lora(model, model_args.lora_rank, model_args.lora_alpha, model_args.lora_dropout)
 
@@ -133,6 +145,13 @@ def main(argv: list[str]) -> None:
         hidden_states_column=None if data_args.feature_cache is None else "audio_hidden_states",
         row_ids=True,
     )
+    augmentation = None
+    if data_args.speed_perturbation or data_args.spec_augment:
+        augmentation = Augmentation(
+            SpeedPerturbation(data_args.speed_perturbation) if data_args.speed_perturbation else None,
+            SpecAugment(processor.feature_extractor) if data_args.spec_augment else None,
+            training_args.seed,
+        )
     languages = None
     if "eval" in datasets and data_args.language_column in datasets["eval"].column_names:
         languages = datasets["eval"][data_args.language_column]
@@ -144,6 +163,7 @@ def main(argv: list[str]) -> None:
         eval_dataset=datasets.get("eval"),
         processing_class=processor,
         compute_metrics=SampleTranscripts(ErrorRates(processor, languages), processor),
+        augmentation=augmentation,
     )
 
     graceful_exit = GracefulExit()

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -130,3 +132,32 @@ def test_the_cache_computes_nothing_twice_and_knows_its_encoder(dataset_file, pa
     model.config.encoder_padding = "max_length"
     padded = cache_audio_hidden_states(dataset, model, processor, tmp_path)["audio_hidden_states"]
     assert not set(padded) & {*first, *other}
+
+
+def test_a_bounded_cache_makes_room_for_what_is_in_use(dataset_file, parts, tmp_path):
+    model, processor = compose(parts, "conv")
+    dataset = load_asr_dataset(str(dataset_file)).select(range(4))
+    first = cache_audio_hidden_states(dataset, model, processor, tmp_path)["audio_hidden_states"]
+    size = sum(Path(file).stat().st_size for file in first)
+    for age, file in enumerate(first):
+        os.utime(file, (1000 - age, 1000 - age))
+    with torch.no_grad():
+        next(model.model.audio_tower.parameters()).add_(1.0)
+
+    def encode(rows, max_bytes, **options):
+        rows = dataset.select(rows)
+        options["max_gigabytes"] = max_bytes / 1e9
+        return cache_audio_hidden_states(rows, model, processor, tmp_path, **options)["audio_hidden_states"]
+
+    # One more, for which the one used longest ago goes.
+    new = encode([1], size + 100)
+    assert {str(file) for file in tmp_path.glob("*.safetensors")} == {*first[:3], *new}
+    # What is found is used, and what is named as in use stays.
+    assert encode([1], size + 100) == new
+    others = encode([0, 2], size + 100, in_use=new)
+    left = {str(file) for file in tmp_path.glob("*.safetensors")}
+    assert {*new, *others} <= left
+    assert sum(Path(file).stat().st_size for file in left) <= size + 100
+    with pytest.raises(ValueError, match="`max_gigabytes` is 1e-06.*raise it"):
+        encode([3], 1000, in_use=[*new, *others])
+    assert {str(file) for file in tmp_path.glob("*.safetensors")} == left

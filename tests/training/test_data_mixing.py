@@ -183,7 +183,8 @@ def test_every_schema_gives_the_same_columns(schema, streaming, tmp_path):
         assert row["audio"] == columns["audio"][1]
         assert (row["text"], row["language"], row["dataset"]) == (text, language, str(folder))
         assert row["row"].startswith(f"{folder}#")
-        assert set(row) == {"audio", "text", "language", "dataset", "row"}
+        assert set(row) == {"audio", "text", "language", "dataset", "row", "duration"}
+        assert row["duration"] == (0.1 if "duration_column" in recipe else None)
     assert filters.report.counts == {str(folder): {"kept": 3}}
 
 

@@ -21,6 +21,7 @@ from transformers import (
 
 from llm_asr.evaluation.metrics import ErrorRates
 from llm_asr.training.arguments import LlmAsrTrainingArguments, ModelArguments
+from llm_asr.training.compiled_encoder import compile_audio_tower
 from llm_asr.training.data_collator import LlmAsrDataCollator
 from llm_asr.training.data_mixing import DatasetSpec
 from llm_asr.training.datasets_asr import load_asr_dataset
@@ -257,3 +258,26 @@ def test_recipes_are_of_known_options(file):
     if model_args.model is not None:
         earlier = [train.parse_arguments([str(other), "--bf16", "false"])[2].output_dir for other in RECIPES]
         assert model_args.model in earlier
+
+
+def test_a_compiled_encoder_hears_the_same(parts, dataset):
+    model, processor = compose(parts, "conv")
+    batch = LlmAsrDataCollator(processor)(dataset.to_list())
+    names = list(model.state_dict())
+    expected = model(**batch).loss
+    compile_audio_tower(model, backend="aot_eager")
+    assert torch.allclose(model(**batch).loss, expected)
+    assert list(model.state_dict()) == names
+    model.model.audio_tower.requires_grad_(True)
+    with pytest.raises(ValueError, match="freeze_audio_tower"):
+        compile_audio_tower(model)
+
+
+@pytest.mark.slow
+def test_a_recipe_takes_batches_by_duration_and_alters_recordings(parts, dataset_file, tmp_path):
+    options = {"max_batch_seconds": 1.3, "speed_perturbation": [0.9, 1.1], "spec_augment": True, "max_steps": 6}
+    train.main([recipe(parts, dataset_file, tmp_path / "run", **options)])
+    history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
+    # Eight recordings make five such batches.
+    assert history["epoch"] == pytest.approx(1.2)
+    assert (tmp_path / "run" / "eval_results.json").is_file()

@@ -1,6 +1,7 @@
 """What `examples/train.py` can be told, on the command line or in a YAML or JSON file."""
 
 import json
+import math
 from dataclasses import dataclass, field
 
 from transformers import Seq2SeqTrainingArguments
@@ -23,6 +24,9 @@ class ModelArguments:
         default="longest", metadata={"help": "Run the speech encoder at the batch's length, or at max_length."}
     )
     freeze_audio: bool = field(default=True, metadata={"help": "Keep the speech encoder as it is."})
+    compile_audio: bool = field(
+        default=False, metadata={"help": "Compile the layers of the frozen speech encoder; made for GPUs."}
+    )
     freeze_text: bool = field(default=True, metadata={"help": "Keep the language model as it is, but for LoRA."})
     lora_rank: int = field(default=0, metadata={"help": "Rank of LoRA on the language model; 0 for none."})
     lora_alpha: int = field(default=32, metadata={"help": "Scale of LoRA, divided by its rank."})
@@ -31,6 +35,8 @@ class ModelArguments:
     def __post_init__(self):
         if (self.model is None) == (self.audio_model is None or self.text_model is None):
             raise ValueError("Pass either `model`, or both `audio_model` and `text_model`.")
+        if self.compile_audio and not self.freeze_audio:
+            raise ValueError("`compile_audio` is for a frozen speech encoder; set `freeze_audio: true`.")
         if self.lora_rank < 0:
             raise ValueError(f"`lora_rank` must not be negative, got {self.lora_rank}.")
 
@@ -68,8 +74,23 @@ class DataArguments:
     feature_cache: str | None = field(
         default=None, metadata={"help": "Folder that keeps the output of a frozen speech encoder."}
     )
+    feature_cache_gigabytes: float | None = field(
+        default=None,
+        metadata={"help": "Largest size of feature_cache; files that no dataset of this run needs make room."},
+    )
+    speed_perturbation: list[float] | None = field(
+        default=None, metadata={"help": "Speeds to train at, such as 0.9 1.0 1.1; not with feature_cache."}
+    )
+    spec_augment: bool = field(
+        default=False, metadata={"help": "Mask time and frequency of what is trained on; not with feature_cache."}
+    )
 
     def __post_init__(self):
+        if self.feature_cache is not None and (self.speed_perturbation or self.spec_augment):
+            raise ValueError(
+                "`speed_perturbation` and `spec_augment` alter recordings, and `feature_cache` encodes them once; pass one or "
+                "the other."
+            )
         self.train_datasets, self.eval_datasets = (
             json.loads(specs) if isinstance(specs, str) else specs
             for specs in (self.train_datasets, self.eval_datasets)
@@ -90,7 +111,7 @@ class DataArguments:
 
 @dataclass
 class LlmAsrTrainingArguments(Seq2SeqTrainingArguments):
-    """`Seq2SeqTrainingArguments` with the defaults that speech recognition needs."""
+    """`Seq2SeqTrainingArguments` with the defaults and the further options that speech recognition needs."""
 
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: the collator reads columns."})
     predict_with_generate: bool = field(default=True, metadata={"help": "Transcribe to evaluate."})
@@ -102,3 +123,21 @@ class LlmAsrTrainingArguments(Seq2SeqTrainingArguments):
     text_learning_rate: float | None = field(
         default=None, metadata={"help": "Of the language model or its LoRA, if not learning_rate."}
     )
+    max_batch_seconds: float | None = field(
+        default=None,
+        metadata={
+            "help": "Batches of as many recordings of like length as have so many seconds with padding, on each process, in "
+            "place of per_device_train_batch_size."
+        },
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.max_batch_seconds is None:
+            return
+        if not 0 < self.max_batch_seconds < math.inf:
+            raise ValueError(f"`max_batch_seconds` must be positive, got {self.max_batch_seconds}.")
+        if self.train_sampling_strategy != "random":
+            raise ValueError(
+                f"Pass either `max_batch_seconds` or `train_sampling_strategy`, got {self.train_sampling_strategy!r}."
+            )

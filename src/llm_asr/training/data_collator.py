@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.feature_extraction_utils import BatchFeature
 
 from ..processing.processing_llm_asr import LlmAsrProcessor
+from .augmentation import Augmentation
 
 
 @dataclass
@@ -32,6 +33,8 @@ class LlmAsrDataCollator:
             them ask the model to name it. Which rows these are is random but fixed.
         hidden_states_column (`str`, *optional*):
             Column with files written by [`cache_audio_hidden_states`], to be used in place of recordings.
+        augmentation ([`Augmentation`], *optional*):
+            Alters recordings and features. Give it to [`LlmAsrTrainer`] instead, and it trains with it alone.
         row_ids (`bool`, *optional*, defaults to `False`):
             Whether to add `row_ids`, a list of the `row` of each row, which [`LlmAsrTrainer`] takes out again and names
             when a loss is not finite.
@@ -43,11 +46,16 @@ class LlmAsrDataCollator:
     language_column: str = "language"
     language_dropout: float = 0.0
     hidden_states_column: str | None = None
+    augmentation: Augmentation | None = None
     row_ids: bool = False
 
     def __post_init__(self):
         if not 0 <= self.language_dropout <= 1:
             raise ValueError(f"`language_dropout` must be a share in [0, 1], got {self.language_dropout}.")
+        if self.augmentation is not None and self.hidden_states_column is not None:
+            raise ValueError(
+                "`augmentation` alters recordings, and those of `hidden_states_column` are encoded already; pass one of them."
+            )
 
     def __call__(self, rows: list[dict]) -> BatchFeature:
         """
@@ -71,7 +79,10 @@ class LlmAsrDataCollator:
         requests = {"language": languages, "identify_language": identifies}
         if self.hidden_states_column is None:
             recordings = [self._recording(row) for row in rows]
-            return self.processor.apply_transcription_request(recordings, transcription=transcripts, **requests)
+            batch = self.processor.apply_transcription_request(recordings, transcription=transcripts, **requests)
+            if self.augmentation is not None:
+                self.augmentation.mask(batch, [self._key(row) for row in rows])
+            return batch
         prompts = self.processor.apply_transcription_request(
             [row[self.audio_column] for row in rows], tokenize=False, **requests
         )
@@ -87,9 +98,17 @@ class LlmAsrDataCollator:
         if self.audio_column not in row:
             raise ValueError(f"{_name(row)}: no column {self.audio_column!r}; its columns are {sorted(row)}.")
         try:
-            return self.processor.load_recording(row[self.audio_column])
+            recording = self.processor.load_recording(row[self.audio_column])
         except ValueError as error:
             raise ValueError(f"{_name(row)}: {error}") from error
+        if self.augmentation is None:
+            return recording
+        bounds = (self.processor.samples_per_frame, self.processor.max_audio_samples)
+        return self.augmentation.perturb(recording, self._key(row), *bounds)
+
+    def _key(self, row: dict) -> str:
+        """What is drawn for a row depends on it alone, so that a resumed run sees what it would have seen."""
+        return f"{row.get('row')} {row[self.text_column]}"
 
     def _transcript(self, row: dict) -> str:
         transcript = row.get(self.text_column)
@@ -100,8 +119,7 @@ class LlmAsrDataCollator:
     def _language(self, row: dict) -> tuple[str | None, bool]:
         """The language of a row, unless nobody is to know it, and whether it is the model that says it."""
         language = row.get(self.language_column)
-        # Drawn by the row and not from a generator's state, so that a resumed run sees the prompts it would have seen.
-        draw = zlib.crc32(f"{row.get('row')} {row[self.text_column]}".encode()) / 2**32
+        draw = zlib.crc32(self._key(row).encode()) / 2**32
         if language is None or draw < self.language_dropout / 2:
             return None, False
         return language, draw < self.language_dropout

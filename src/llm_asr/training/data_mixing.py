@@ -282,7 +282,8 @@ def load_mixture(
 
     Returns:
         `Dataset` or [`StreamingMixture`], with columns `audio` (`{"bytes": ..., "path": ...}`, undecoded), `text`,
-        `language`, `dataset` (where a row is from) and `row` (names it in errors).
+        `language`, `dataset` (where a row is from), `row` (names it in errors) and `duration` (in seconds, if the dataset
+        tells).
 
     Raises:
         `ValueError`: If there are no datasets, one is described wrongly, cannot be found, lacks a column or has no row
@@ -340,7 +341,6 @@ def load_mixture(
         mixture = interleave_datasets(
             sources, probabilities=probabilities, seed=seed, stopping_strategy="all_exhausted"
         )
-    mixture = mixture.remove_columns("duration")
     return StreamingMixture(mixture, shuffle_buffer_size, seed) if is_streaming else mixture
 
 

@@ -1,12 +1,19 @@
-"""The `Trainer` with the parts of the loss in its logs."""
+"""The `Trainer` with the parts of the loss in its logs, batches by duration and altered recordings."""
 
 import copy
+from dataclasses import replace
+from functools import partial
 
 import torch
+from datasets import Dataset
 from peft import PeftModel
+from torch.utils.data import DataLoader
 from transformers import Seq2SeqTrainer
+from transformers.trainer_utils import seed_worker
 
 from .arguments import LlmAsrTrainingArguments
+from .augmentation import Augmentation
+from .duration_batches import DurationBatchSampler, read_durations
 from .interruption import stop_at_nonfinite_loss
 
 
@@ -19,10 +26,17 @@ class LlmAsrTrainer(Seq2SeqTrainer):
 
     The parts are averages over the optimizer steps since the last log, unweighted by their coefficients. The model also
     trains with a plain [`Trainer`] or [`Seq2SeqTrainer`].
+
+    Args:
+        augmentation ([`Augmentation`], *optional*):
+            What becomes of recordings that are trained on; those to evaluate on stay as they are. Needs
+            [`LlmAsrDataCollator`].
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, augmentation: Augmentation | None = None, **kwargs):
         super().__init__(*args, **kwargs)
+        self.augmentation = augmentation
+        self._duration_batches: DurationBatchSampler | None = None
         self._loss_parts: dict[str, torch.Tensor] = {}
         self._last_logged_step = 0
 
@@ -60,10 +74,47 @@ class LlmAsrTrainer(Seq2SeqTrainer):
         optimizer.param_groups[:] = groups
         return optimizer
 
+    def get_train_dataloader(self) -> DataLoader:
+        collator = self.data_collator
+        if self.augmentation is not None:
+            self.data_collator = replace(collator, augmentation=self.augmentation)
+        try:
+            if isinstance(self.args, LlmAsrTrainingArguments) and self.args.max_batch_seconds is not None:
+                return self._load_batches_by_duration(self.args.max_batch_seconds)
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = collator
+
+    def _load_batches_by_duration(self, max_seconds: float) -> DataLoader:
+        if not isinstance(self.train_dataset, Dataset):
+            raise ValueError("`max_batch_seconds` needs a dataset that does not stream; set `streaming: false`.")
+        args = self.args
+        durations = read_durations(self.train_dataset, self.data_collator.audio_column)
+        seed = args.seed if args.data_seed is None else args.data_seed
+        self._duration_batches = DurationBatchSampler(durations, max_seconds, seed, args.dataloader_drop_last)
+        dataloader = DataLoader(
+            self.train_dataset,
+            batch_sampler=self._duration_batches,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            in_order=args.dataloader_in_order,
+            worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
+        )
+        return self.accelerator.prepare(dataloader)
+
     def _run_epoch(self, *args, **kwargs):
         # Resumed from its last step in the middle of an epoch, the `Trainer` would take one more.
-        if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(*args, **kwargs)
+        if self.state.global_step >= self.state.max_steps:
+            return
+        for part in (self.augmentation, self._duration_batches):
+            if part is not None:
+                # A sampler whose first batches are skipped is told by nobody else.
+                part.set_epoch(kwargs["epoch"])
+        super()._run_epoch(*args, **kwargs)
 
     def evaluate(self, *args, **gen_kwargs):
         # Counted without the prompt, whose length depends on the recording.

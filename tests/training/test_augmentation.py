@@ -1,0 +1,202 @@
+"""Recordings altered as they are read."""
+
+import numpy as np
+import pytest
+import torch
+from speech_files import write_speech_dataset
+from tiny_models import compose
+from torch.utils.data import DataLoader
+from transformers import ParakeetFeatureExtractor, SeamlessM4TFeatureExtractor, WhisperFeatureExtractor
+
+from llm_asr.training.arguments import DataArguments, LlmAsrTrainingArguments
+from llm_asr.training.augmentation import Augmentation, SpecAugment, SpeedPerturbation
+from llm_asr.training.data_collator import LlmAsrDataCollator
+from llm_asr.training.datasets_asr import load_asr_dataset
+from llm_asr.training.trainer import LlmAsrTrainer
+
+
+EXTRACTORS = {
+    "whisper": WhisperFeatureExtractor(),
+    "wav2vec2-bert": SeamlessM4TFeatureExtractor(),
+    "parakeet": ParakeetFeatureExtractor(),
+}
+
+
+def make_features(spec_augment, num_frames=(300, 120), num_bins=80):
+    """Features without a repeated value, so that what was masked can be told."""
+    torch.manual_seed(0)
+    mask = (torch.arange(max(num_frames)) < torch.tensor(num_frames)[:, None]).long()
+    size = num_bins * spec_augment.num_stacked
+    features = torch.randn(len(num_frames), size, max(num_frames)) + 3.0
+    features = features.masked_fill(mask[:, None] == 0, 0.0)
+    return features if spec_augment.is_time_last else features.transpose(1, 2), mask
+
+
+@pytest.mark.parametrize("name", EXTRACTORS)
+def test_spans_of_time_and_frequency_take_the_mean(name):
+    spec_augment = SpecAugment(EXTRACTORS[name], max_time_seconds=0.5)
+    features, mask = make_features(spec_augment)
+    draws = torch.rand(2, spec_augment.num_draws, dtype=torch.float64)
+    masked = spec_augment(features, mask, draws)
+    if not spec_augment.is_time_last:
+        features, masked = features.transpose(1, 2), masked.transpose(1, 2)
+    for row, num_frames in enumerate((300, 120)):
+        real, before = masked[row, :, :num_frames], features[row, :, :num_frames]
+        assert torch.equal(masked[row, :, num_frames:], features[row, :, num_frames:])
+        hidden = real != before
+        assert torch.allclose(real[hidden], before.mean())
+        frames, bins = hidden.all(0), hidden.all(1)
+        # Nothing is masked beside whole frames and whole bins.
+        assert torch.equal(hidden, frames[None] | bins[:, None])
+        longest = int(min(0.2 * num_frames, 0.5 * 100 / spec_augment.num_stacked))
+        assert 0 < frames.sum() <= 2 * longest
+        # A mel bin is hidden in all frames that are stacked.
+        bins = bins.unflatten(0, (spec_augment.num_stacked, -1))
+        assert torch.equal(bins[0], bins[-1])
+        assert 0 < bins[0].sum() <= 2 * 27
+
+
+def test_masks_of_a_recording_depend_on_its_own_draws_alone():
+    spec_augment = SpecAugment(EXTRACTORS["whisper"])
+    features, mask = make_features(spec_augment)
+    draws = torch.rand(2, spec_augment.num_draws, dtype=torch.float64)
+    together = spec_augment(features, mask, draws)
+    alone = spec_augment(features[1:, :, :120], mask[1:, :120], draws[1:])
+    assert torch.allclose(together[1:, :, :120], alone)
+
+
+def test_extreme_draws_stay_within_the_recording():
+    spec_augment = SpecAugment(EXTRACTORS["whisper"], max_time_share=1.0, max_time_seconds=100.0)
+    features, mask = make_features(spec_augment)
+    for draw in (0.0, np.nextafter(1.0, 0.0)):
+        masked = spec_augment(features, mask, torch.full((2, spec_augment.num_draws), draw, dtype=torch.float64))
+        hidden = (masked != features).any(1)
+        assert not hidden[1, 120:].any()
+        assert hidden.any() == (draw > 0)
+
+
+def tone(seconds=1.0, frequency=440.0):
+    return np.sin(2 * np.pi * frequency * np.arange(int(16000 * seconds)) / 16000).astype(np.float32)
+
+
+def loudest_frequency(waveform):
+    return np.argmax(np.abs(np.fft.rfft(waveform))) * 16000 / len(waveform)
+
+
+@pytest.mark.parametrize(("draw", "factor"), [(0.0, 0.9), (0.5, 1.0), (0.99, 1.1)])
+def test_speed_changes_length_and_pitch(draw, factor):
+    perturbed = SpeedPerturbation()(tone(), draw)
+    assert perturbed.dtype == np.float32
+    assert len(perturbed) == pytest.approx(16000 / factor, abs=1)
+    assert loudest_frequency(perturbed) == pytest.approx(440 * factor, abs=2)
+
+
+def test_speeds_that_would_leave_the_bounds_are_not_drawn():
+    speeds = SpeedPerturbation((0.5, 1.0, 2.0))
+    assert {len(speeds(tone(), draw, max_samples=16000)) for draw in (0.0, 0.4, 0.6, 0.9)} == {16000, 8000}
+    assert {len(speeds(tone(), draw, min_samples=16000)) for draw in (0.0, 0.4, 0.6, 0.9)} == {16000, 32000}
+    assert len(SpeedPerturbation((0.5,))(tone(), 0.0, max_samples=16000)) == 16000
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: SpeedPerturbation(()), "`factors` must be one or more positive speeds"),
+        (lambda: SpeedPerturbation((1.0, 0.0)), "`factors` must be one or more positive speeds"),
+        (lambda: SpecAugment(EXTRACTORS["whisper"], num_time_masks=-1), "`num_time_masks` must not be negative"),
+        (lambda: SpecAugment(EXTRACTORS["whisper"], max_time_share=1.5), "`max_time_share` must be a share"),
+        (lambda: SpecAugment(EXTRACTORS["whisper"], max_time_seconds=-1.0), "`max_time_seconds` must not be negative"),
+        (lambda: Augmentation(seed=-1), "`seed` must not be negative"),
+        (lambda: DataArguments(spec_augment=True, feature_cache="cache"), "pass one or the other"),
+        (lambda: DataArguments(speed_perturbation=[1.1], feature_cache="cache"), "pass one or the other"),
+    ],
+)
+def test_bad_arguments_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return load_asr_dataset(str(write_speech_dataset(tmp_path_factory.mktemp("speech"))))
+
+
+@pytest.fixture(scope="module")
+def composed(parts):
+    return compose(parts, "moe_cif")
+
+
+def make_collator(processor, seed=0):
+    augmentation = Augmentation(SpeedPerturbation(), SpecAugment(processor.feature_extractor), seed)
+    return LlmAsrDataCollator(processor, augmentation=augmentation)
+
+
+def test_a_row_is_altered_alike_in_every_batch_and_anew_in_every_epoch(composed, dataset):
+    rows = dataset.to_list()
+    collator = make_collator(composed[1])
+    together = collator(rows)
+    frames = together["input_features_mask"].sum(1)
+    assert len(set(frames.tolist())) > 3
+    alone = collator(rows[2:3])
+    assert torch.allclose(together["input_features"][2, :, : frames[2]], alone["input_features"][0, :, : frames[2]])
+    collator.augmentation.set_epoch(1)
+    assert not torch.equal(collator(rows[2:3])["input_features"], alone["input_features"])
+    collator.augmentation.set_epoch(0)
+    assert torch.equal(collator(rows[2:3])["input_features"], alone["input_features"])
+    assert not torch.equal(make_collator(composed[1], seed=1)(rows[2:3])["input_features"], alone["input_features"])
+
+
+def test_workers_that_live_on_are_told_of_the_epoch(composed, dataset):
+    collator = make_collator(composed[1])
+    loader = DataLoader(dataset, 8, collate_fn=collator, num_workers=1, persistent_workers=True)
+    first = next(iter(loader))["input_features"]
+    collator.augmentation.set_epoch(1)
+    second = next(iter(loader))["input_features"]
+    assert first.shape != second.shape or not torch.equal(first, second)
+    collator.augmentation.set_epoch(0)
+    assert torch.equal(next(iter(loader))["input_features"], first)
+
+
+def test_cached_recordings_cannot_be_altered(composed):
+    with pytest.raises(ValueError, match="encoded already"):
+        LlmAsrDataCollator(composed[1], augmentation=Augmentation(), hidden_states_column="audio_hidden_states")
+
+
+def make_trainer(parts, dataset, folder, max_steps):
+    model, processor = compose(parts, "moe_cif")
+    return LlmAsrTrainer(
+        model=model,
+        args=LlmAsrTrainingArguments(
+            str(folder),
+            per_device_train_batch_size=4,
+            max_steps=max_steps,
+            save_steps=3,
+            learning_rate=3e-3,
+            report_to="none",
+            use_cpu=True,
+            disable_tqdm=True,
+        ),
+        data_collator=LlmAsrDataCollator(processor),
+        train_dataset=dataset,
+        eval_dataset=dataset,
+        augmentation=Augmentation(SpeedPerturbation(), SpecAugment(processor.feature_extractor)),
+    )
+
+
+def test_training_alters_recordings_resumes_alike_and_evaluates_them_as_they_are(parts, dataset, tmp_path):
+    whole = make_trainer(parts, dataset, tmp_path / "whole", max_steps=5)
+    plain = LlmAsrDataCollator(whole.data_collator.processor)(dataset.to_list())
+    assert torch.equal(
+        torch.cat([batch["input_features_mask"].sum(1).cpu() for batch in whole.get_eval_dataloader()]),
+        plain["input_features_mask"].sum(1),
+    )
+    whole.train()
+    # The third step is the first of the second epoch.
+    resumed = make_trainer(parts, dataset, tmp_path / "resumed", max_steps=5)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    expected = whole.model.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in resumed.model.state_dict().items())
+    unaltered = make_trainer(parts, dataset, tmp_path / "unaltered", max_steps=5)
+    unaltered.augmentation = None
+    unaltered.train()
+    assert not all(torch.equal(tensor, expected[name]) for name, tensor in unaltered.model.state_dict().items())
