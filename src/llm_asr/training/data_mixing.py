@@ -20,7 +20,7 @@ from datasets import (
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
 from .datasets_asr import column_names, locate_audio, open_dataset
-from .filters import RowFilters
+from .filters import RowFilters, read_duration
 
 
 # As `Audio(decode=False)` keeps it; but that wants torchcodec wherever a row is mapped.
@@ -283,7 +283,7 @@ def load_mixture(
     Returns:
         `Dataset` or [`StreamingMixture`], with columns `audio` (`{"bytes": ..., "path": ...}`, undecoded), `text`,
         `language`, `dataset` (where a row is from), `row` (names it in errors) and `duration` (in seconds, if the dataset
-        tells).
+        tells or a filter had to know).
 
     Raises:
         `ValueError`: If there are no datasets, one is described wrongly, cannot be found, lacks a column or has no row
@@ -388,14 +388,16 @@ def _load_rows(spec: DatasetSpec, filters: RowFilters | None) -> Dataset:
     )
     rows = concatenate_datasets([audio, about], axis=1)
     if filters is not None:
-        reasons = rows.map(
+        judged = rows.map(
             _judge,
             remove_columns=rows.column_names,
-            features=Features({"reason": Value("string")}),
+            features=Features({"reason": Value("string"), "duration": Value("float64")}),
             # Without its report, whose counts would keep the result from being found in the cache.
             fn_kwargs={"filters": replace(filters)},
             desc="Filtering",
-        )["reason"][:]
+        )
+        rows = concatenate_datasets([rows.remove_columns("duration"), judged.select_columns("duration")], axis=1)
+        reasons = judged["reason"][:]
         filters.report.add(spec.source, reasons)
         rows = rows.select([index for index, reason in enumerate(reasons) if reason is None])
     if len(rows) == 0:
@@ -409,7 +411,9 @@ def _locate(row: dict, dataset: str) -> dict:
 
 
 def _judge(row: dict, filters: RowFilters) -> dict:
-    return {"reason": filters.reason(row)}
+    if row["duration"] is None and filters.needs_duration:
+        row["duration"] = read_duration(row["audio"])
+    return {"reason": filters.reason(row), "duration": row["duration"]}
 
 
 def _describe(row: dict, index: int, spec: DatasetSpec, language_names: list[str] | None) -> dict:

@@ -55,10 +55,10 @@ def cache_audio_hidden_states(
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    names = dataset["row"][:] if "row" in dataset.column_names else range(len(dataset))
     space = None
     if max_gigabytes is not None:
         space = _BoundedDirectory(directory, max_gigabytes * 1e9, in_use)
-        names = dataset["row"][:] if "row" in dataset.column_names else range(len(dataset))
         # Rows that come several times are kept once.
         seconds = dict(zip(names, read_durations(dataset, audio_column), strict=True))
         num_samples = [int((duration or 0.0) * processor.sampling_rate) for duration in seconds.values()]
@@ -73,7 +73,7 @@ def cache_audio_hidden_states(
             try:
                 waveform = processor.load_recording(source)
             except ValueError as error:
-                raise ValueError(f"Dataset row {start + offset}: {error}") from error
+                raise ValueError(f"Dataset row {names[start + offset]}: {error}") from error
             file = directory / f"{hashlib.sha256(fingerprint + waveform.tobytes()).hexdigest()}.safetensors"
             files.append(str(file))
             if not file.is_file():
