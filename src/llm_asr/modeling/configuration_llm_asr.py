@@ -6,6 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 
 # Keywords that `PreTrainedConfig` takes, or writes itself, beside its fields.
@@ -306,6 +307,10 @@ class LlmAsrConfig(PreTrainedConfig):
     tie_word_embeddings: bool | None = None
 
     def __post_init__(self, **kwargs):
+        # For those without the package, a published checkpoint names a pipeline. Whoever has the package has that pipeline,
+        # and `pipeline()` would still refuse to go on unless they trusted the checkpoint's code.
+        if not __name__.startswith(f"{TRANSFORMERS_DYNAMIC_MODULE_NAME}."):
+            kwargs.pop("custom_pipelines", None)
         _require(self.audio_token_id >= 0, f"`audio_token_id` must not be negative, got {self.audio_token_id}.")
         _require(self.audio_frame_rate > 0, f"`audio_frame_rate` must be positive, got {self.audio_frame_rate}.")
         _require(
@@ -320,6 +325,12 @@ class LlmAsrConfig(PreTrainedConfig):
         )
         # The head belongs to the language model, so tying is its business; a copy here is what Transformers reads.
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
+
+    def to_dict(self) -> dict:
+        output = super().to_dict()
+        # Saving a model does not save a pipeline's code, so that what is saved must not name it.
+        output.pop("custom_pipelines", None)
+        return output
 
     @property
     def projector_frame_period(self) -> float:

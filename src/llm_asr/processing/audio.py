@@ -10,9 +10,15 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import numpy as np
-import soundfile
-import soxr
 import torch
+from transformers.utils import is_soundfile_available, is_soxr_available, requires_backends
+
+
+# Under conditions that Transformers knows, so that a checkpoint's code transcribes waveforms without either.
+if is_soundfile_available():
+    import soundfile
+if is_soxr_available():
+    import soxr
 
 
 AudioSource = str | Path | bytes | dict | np.ndarray | torch.Tensor
@@ -37,6 +43,7 @@ def load_audio(source: AudioSource, sampling_rate: int) -> np.ndarray:
     Raises:
         `ValueError`: If the file cannot be read, or the waveform is empty, not mono, or holds NaN or infinity.
         `TypeError`: If `source` is none of the above.
+        `ImportError`: If a file is to be read without soundfile, or a sampling rate converted without soxr.
     """
     if isinstance(source, dict):
         return _load_dict(source, sampling_rate)
@@ -83,7 +90,7 @@ def stream_audio(source: AudioSource, sampling_rate: int, block_seconds: float =
         [`AudioStream`], whose blocks are together what [`load_audio`] returns.
 
     Raises:
-        `ValueError`, `TypeError`: As [`load_audio`]; unusable samples are found when they are reached.
+        `ValueError`, `TypeError`, `ImportError`: As [`load_audio`]; unusable samples are found when they are reached.
     """
     if not 0 < block_seconds < math.inf:
         raise ValueError(f"`block_seconds` must be positive, got {block_seconds}.")
@@ -102,7 +109,7 @@ def stream_audio(source: AudioSource, sampling_rate: int, block_seconds: float =
     return AudioStream(file.frames / file.samplerate if is_known else None, blocks)
 
 
-def _read_blocks(file: soundfile.SoundFile, name: str, block_seconds: float = 10.0) -> Iterator[np.ndarray]:
+def _read_blocks(file: "soundfile.SoundFile", name: str, block_seconds: float = 10.0) -> Iterator[np.ndarray]:
     """Consecutive samples at the file's own rate; none are empty."""
     size = max(1, int(block_seconds * file.samplerate))
     with file:
@@ -118,6 +125,7 @@ def _resample_blocks(blocks: Iterator[np.ndarray], from_rate: int, to_rate: int)
     if from_rate == to_rate:
         yield from blocks
         return
+    requires_backends(resample, "soxr")
     resampler = soxr.ResampleStream(from_rate, to_rate, 1, dtype="float32")
     for block in itertools.chain(blocks, [None]):
         is_last = block is None
@@ -148,7 +156,10 @@ def check_waveform(waveform: np.ndarray, name: str = "`audio`") -> np.ndarray:
 
 def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
     """Convert a waveform of shape `(num_samples,)` between sampling rates."""
-    return waveform if from_rate == to_rate else soxr.resample(waveform, from_rate, to_rate)
+    if from_rate == to_rate:
+        return waveform
+    requires_backends(resample, "soxr")
+    return soxr.resample(waveform, from_rate, to_rate)
 
 
 def _load_dict(source: dict, sampling_rate: int) -> np.ndarray:
@@ -174,20 +185,9 @@ def _load_file(source: str | Path | bytes, sampling_rate: int) -> np.ndarray:
     return resample(np.concatenate(list(_read_blocks(file, name))), file.samplerate, sampling_rate)
 
 
-class _ForwardFile(soundfile.SoundFile):
-    """
-    A file that is read from start to end.
-
-    soundfile seeks after every read where it can, which spoils the next frames of an MP3 and fails in a FLAC that does not
-    tell its length.
-    """
-
-    def seekable(self) -> bool:
-        return False
-
-
-def _open_file(source: str | Path | bytes) -> tuple[soundfile.SoundFile, str]:
-    """The opened file, and what to call it in errors."""
+def _open_file(source: str | Path | bytes) -> tuple["soundfile.SoundFile", str]:
+    """The opened file, to be read from start to end, and what to call it in errors."""
+    requires_backends(load_audio, "soundfile")
     name = "the given bytes" if isinstance(source, bytes) else f"{str(source)!r}"
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         try:
@@ -198,19 +198,23 @@ def _open_file(source: str | Path | bytes) -> tuple[soundfile.SoundFile, str]:
     if not isinstance(source, bytes) and not Path(source).is_file():
         raise ValueError(f"`audio` file {name} does not exist.")
     try:
-        return _ForwardFile(io.BytesIO(source) if isinstance(source, bytes) else source), name
+        file = soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source)
     except soundfile.LibsndfileError as error:
         raise ValueError(_unreadable(name, error)) from error
+    # soundfile seeks after every read where it can, which spoils the next frames of an MP3 and fails in a FLAC that does
+    # not tell its length.
+    file.seekable = lambda: False
+    return file, name
 
 
-def _read(file: soundfile.SoundFile, name: str, frames: int) -> np.ndarray:
+def _read(file: "soundfile.SoundFile", name: str, frames: int) -> np.ndarray:
     try:
         return file.read(frames, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise ValueError(_unreadable(name, error)) from error
 
 
-def _unreadable(name: str, error: soundfile.LibsndfileError) -> str:
+def _unreadable(name: str, error: "soundfile.LibsndfileError") -> str:
     return (
         f"`audio` cannot be read from {name}: {error}. Is it an audio file? libsndfile reads WAV, FLAC, OGG and MP3; "
         "convert others first."

@@ -5,9 +5,10 @@ from collections import Counter
 from collections.abc import Iterator
 
 from tqdm.auto import tqdm
-from transformers import AutomaticSpeechRecognitionPipeline, AutoProcessor, GenerationConfig
+from transformers import AutomaticSpeechRecognitionPipeline, GenerationConfig
 
 from .audio import stream_audio
+from .processing_llm_asr import LlmAsrProcessor
 from .segmentation import Segment, split_at_silences
 
 
@@ -24,7 +25,8 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
     length.
 
     Importing `llm_asr` makes this the pipeline of the task; for models of other families it returns the stock
-    [`AutomaticSpeechRecognitionPipeline`]. It reads files without ffmpeg and converts sampling rates without torchaudio.
+    [`AutomaticSpeechRecognitionPipeline`]. To those without the package, a published checkpoint brings it along. It reads
+    files without ffmpeg and converts sampling rates without torchaudio.
 
     A recording that is longer than `chunk_length_s` is read as a stream and split at silences; `batch_size` is then the
     number of segments that are transcribed together.
@@ -61,6 +63,8 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
     """
 
     _default_generation_config = GenerationConfig(max_new_tokens=1024)
+    # `pipeline()` loads it if it can, of the revision and by the token it was given; other families may have none.
+    _load_processor = None
 
     def __new__(cls, model, *args, **kwargs):
         if model.config.model_type != "llm_asr":
@@ -71,9 +75,8 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
         if processor is None:
             if not model.name_or_path:
                 raise ValueError("`processor` must be passed with a model that was not loaded from a checkpoint.")
-            # Only a configuration that came from the Hub knows its commit.
-            revision = getattr(model.config, "_commit_hash", None)
-            processor = AutoProcessor.from_pretrained(model.name_or_path, revision=revision)
+            # Without a configuration, its parts would look for the model's, and ask whether to trust the code that it names.
+            processor = LlmAsrProcessor.from_pretrained(model.name_or_path, config=model.config)
         super().__init__(
             model,
             feature_extractor=processor.feature_extractor,
