@@ -14,7 +14,8 @@ from pathlib import Path
 
 import yaml
 from datasets import Dataset
-from transformers import HfArgumentParser, set_seed
+from peft import PeftModel
+from transformers import BitsAndBytesConfig, HfArgumentParser, set_seed
 
 from llm_asr import LlmAsrForConditionalGeneration, LlmAsrProcessor
 from llm_asr.evaluation.metrics import ErrorRates
@@ -47,16 +48,17 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Llm
     return parser.parse_args_into_dataclasses(argv)
 
 
-def load_model(args: ModelArguments) -> tuple[LlmAsrForConditionalGeneration, LlmAsrProcessor]:
+def load_model(
+    args: ModelArguments, quantization_config: BitsAndBytesConfig | None = None
+) -> tuple[LlmAsrForConditionalGeneration, LlmAsrProcessor]:
     if args.model is not None:
         processor = LlmAsrProcessor.from_pretrained(args.model)
-        model = LlmAsrForConditionalGeneration.from_pretrained(args.model)
+        model = LlmAsrForConditionalGeneration.from_pretrained(args.model, quantization_config=quantization_config)
         if args.freeze_audio:
             model.freeze_audio_tower()
         if args.freeze_text:
             model.freeze_language_model()
         return model, processor
-    projector = json.loads(args.projector) if isinstance(args.projector, str) else args.projector
     processor = LlmAsrProcessor.from_audio_text_pretrained(args.audio_model, args.text_model)
     model = LlmAsrForConditionalGeneration.from_audio_text_pretrained(
         args.audio_model,
@@ -66,7 +68,8 @@ def load_model(args: ModelArguments) -> tuple[LlmAsrForConditionalGeneration, Ll
         freeze_text=args.freeze_text,
         encoder_padding=args.encoder_padding,
         processor=processor,
-        **projector,
+        text_kwargs={"quantization_config": quantization_config},
+        **args.projector,
     )
     return model, processor
 
@@ -116,7 +119,16 @@ def main(argv: list[str]) -> None:
     if streams and data_args.feature_cache is not None:
         raise ValueError("`feature_cache` needs datasets that do not stream; set `streaming: false`.")
 
-    model, processor = load_model(model_args)
+    quantization_config = None
+    if model_args.load_in_4bit or model_args.load_in_8bit:
+        quantization_config = BitsAndBytesConfig(
+            load_in_4bit=model_args.load_in_4bit,
+            load_in_8bit=model_args.load_in_8bit,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype="bfloat16" if training_args.bf16 else None,
+        )
+    model, processor = load_model(model_args, quantization_config)
     model.to(training_args.device)
     if model_args.compile_audio:
         compile_audio_tower(model)
@@ -134,7 +146,8 @@ def main(argv: list[str]) -> None:
             )
             in_use += datasets[role]["audio_hidden_states"]
     if model_args.lora_rank:
-        model = add_lora(model, model_args.lora_rank, model_args.lora_alpha, model_args.lora_dropout)
+        rank, alpha, dropout = model_args.lora_rank, model_args.lora_alpha, model_args.lora_dropout
+        model = add_lora(model, rank, alpha, dropout, **model_args.lora_config)
 
     collator = LlmAsrDataCollator(
         processor,
@@ -182,9 +195,20 @@ def main(argv: list[str]) -> None:
             # As a program that a signal ended, so that nobody takes the run for finished.
             sys.exit(128 + graceful_exit.signal_number)
         if model_args.lora_rank:
-            trainer.save_model(str(Path(training_args.output_dir) / "adapter"))
-            trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
-        trainer.save_model(training_args.output_dir)
+            adapter = str(Path(training_args.output_dir) / "adapter")
+            trainer.save_model(adapter)
+            model = trainer.accelerator.unwrap_model(trainer.model)
+            if quantization_config is not None or trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+                # Weights at hand are rounded or not whole.
+                trainer.accelerator.wait_for_everyone()
+                model = PeftModel.from_pretrained(load_model(model_args)[0].to(training_args.device), adapter)
+            trainer.model = model = model.merge_and_unload()
+            # The `Trainer` would save what was trained in place of what was merged if an engine holds it.
+            if trainer.is_world_process_zero():
+                model.save_pretrained(training_args.output_dir)
+                processor.save_pretrained(training_args.output_dir)
+        else:
+            trainer.save_model(training_args.output_dir)
         trainer.save_state()
     if training_args.do_eval and "eval" in datasets:
         metrics = trainer.evaluate()

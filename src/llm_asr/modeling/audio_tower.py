@@ -16,6 +16,9 @@ class LlmAsrWhisperEncoder(WhisperEncoder):
     Its parameters are those of [`WhisperEncoder`].
     """
 
+    # Without the decoder's: sharding wraps what is named here and refuses what the model does not have.
+    _no_split_modules = ["WhisperEncoderLayer"]
+
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)

@@ -26,6 +26,7 @@ from .generation_llm_asr import LlmAsrGenerationMixin
 from .merging import MergedInputs, find_audio_runs, merge_audio
 from .mixture_of_experts import Experts, TopKRouter
 from .projector_llm_asr import build_projector
+from .quantization import adopt_quantization, quantize_language_model_alone
 
 
 # Above what is spoken and read in any script, and below what a repeating model writes.
@@ -159,6 +160,15 @@ class LlmAsrPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, quantization_config=None, **kwargs):
+        """Like [`PreTrainedModel.from_pretrained`], but `quantization_config` is of the language model's layers alone."""
+        if quantization_config is not None:
+            quantization_config = quantize_language_model_alone(quantization_config)
+        return super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, quantization_config=quantization_config, **kwargs
+        )
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -481,7 +491,8 @@ class LlmAsrForConditionalGeneration(LlmAsrPreTrainedModel, LlmAsrGenerationMixi
                 The processor the model is to work with. Defaults to the one that
                 `LlmAsrProcessor.from_audio_text_pretrained(audio, text)` composes.
             audio_kwargs, text_kwargs (`dict`, *optional*):
-                Passed on to `from_pretrained` of the parts (`dtype`, `revision`, `attn_implementation`, ...).
+                Passed on to `from_pretrained` of the parts (`dtype`, `revision`, `attn_implementation`,
+                `quantization_config` of the language model, ...).
             projector_kwargs:
                 Fields of [`LlmAsrProjectorConfig`].
 
@@ -536,6 +547,7 @@ class LlmAsrForConditionalGeneration(LlmAsrPreTrainedModel, LlmAsrGenerationMixi
         )
         model = cls(config, audio_tower, text_model)
         model.generation_config = generation_config
+        adopt_quantization(model, text_model)
         if freeze_audio:
             model.freeze_audio_tower()
         if freeze_text:

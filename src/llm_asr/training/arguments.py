@@ -31,6 +31,15 @@ class ModelArguments:
     lora_rank: int = field(default=0, metadata={"help": "Rank of LoRA on the language model; 0 for none."})
     lora_alpha: int = field(default=32, metadata={"help": "Scale of LoRA, divided by its rank."})
     lora_dropout: float = field(default=0.05, metadata={"help": "Dropout of LoRA's inputs."})
+    lora_config: dict | str = field(
+        default_factory=dict, metadata={"help": "Further fields of PEFT's `LoraConfig`, as JSON: {use_dora: true}."}
+    )
+    load_in_4bit: bool = field(
+        default=False, metadata={"help": "Train LoRA on a language model in 4 bits, by bitsandbytes."}
+    )
+    load_in_8bit: bool = field(
+        default=False, metadata={"help": "Train LoRA on a language model in 8 bits, by bitsandbytes."}
+    )
 
     def __post_init__(self):
         if (self.model is None) == (self.audio_model is None or self.text_model is None):
@@ -39,6 +48,14 @@ class ModelArguments:
             raise ValueError("`compile_audio` is for a frozen speech encoder; set `freeze_audio: true`.")
         if self.lora_rank < 0:
             raise ValueError(f"`lora_rank` must not be negative, got {self.lora_rank}.")
+        self.projector, self.lora_config = (
+            json.loads(fields) if isinstance(fields, str) else fields for fields in (self.projector, self.lora_config)
+        )
+        for option in ("lora_config", "load_in_4bit", "load_in_8bit"):
+            if vars(self)[option] and not self.lora_rank:
+                raise ValueError(f"`{option}` is for LoRA; set `lora_rank`.")
+        if self.load_in_4bit and self.load_in_8bit:
+            raise ValueError("Pass either `load_in_4bit` or `load_in_8bit`.")
 
 
 @dataclass

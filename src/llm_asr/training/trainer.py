@@ -136,8 +136,8 @@ class LlmAsrTrainer(Seq2SeqTrainer):
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         num_steps = self.state.global_step - self._last_logged_step
         if "loss" in logs and num_steps:
-            # Each process holds its own share of the step's labels.
-            scale = self.accelerator.num_processes / num_steps
-            logs.update({name: float(part) * scale for name, part in self._loss_parts.items()})
+            # Each process holds its own share of the steps' labels.
+            parts = self.accelerator.reduce(self._loss_parts)
+            logs.update({name: float(part) / num_steps for name, part in parts.items()})
             self._loss_parts = {}
         super().log(logs, *args, **kwargs)

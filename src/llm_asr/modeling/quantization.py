@@ -1,0 +1,71 @@
+"""Loading the language model in 8 or 4 bits, and it alone."""
+
+import copy
+import re
+
+from transformers import PreTrainedModel
+from transformers.quantizers.auto import AutoQuantizationConfig
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+
+# Of models with and without a head. The projector is trained, and speech encoders and heads lose more than they save.
+UNQUANTIZED = ["audio_tower", "projector", "model.audio_tower", "model.projector", "draft_head", "lm_head"]
+
+
+def quantize_language_model_alone(
+    quantization_config: QuantizationConfigMixin | dict, layer_prefix: str | None = None
+) -> QuantizationConfigMixin:
+    """
+    A copy of a quantisation configuration that leaves out all but the layers of the language model.
+
+    Args:
+        quantization_config (`QuantizationConfigMixin` or `dict`):
+            As in Transformers, such as [`BitsAndBytesConfig`] or [`TorchAoConfig`]. Modules that it leaves out already stay
+            left out.
+        layer_prefix (`str`, *optional*):
+            What the names of those modules begin with where `model.language_model` is meant: for the configuration of a
+            language model on its own.
+
+    Raises:
+        `ValueError`: If this way of quantising cannot leave modules out.
+    """
+    if isinstance(quantization_config, dict):
+        quantization_config = AutoQuantizationConfig.from_dict(quantization_config)
+    for option in ("llm_int8_skip_modules", "modules_to_not_convert"):
+        if hasattr(quantization_config, option):
+            break
+    else:
+        raise ValueError(
+            f"`quantization_config` is a {type(quantization_config).__name__}, which cannot leave the speech encoder out; use "
+            "`BitsAndBytesConfig` or `TorchAoConfig`."
+        )
+    left_out = getattr(quantization_config, option) or []
+    if layer_prefix is not None:
+        left_out = [re.sub(rf"^{re.escape(layer_prefix)}\.", "model.language_model.", name) for name in left_out]
+    quantization_config = copy.deepcopy(quantization_config)
+    setattr(quantization_config, option, list(dict.fromkeys([*left_out, *UNQUANTIZED])))
+    return quantization_config
+
+
+def adopt_quantization(model: PreTrainedModel, text_model: PreTrainedModel) -> None:
+    """
+    Make `model`, composed around a quantised `text_model`, what it would be had it been loaded quantised: for saving,
+    reloading, and for what the `Trainer` and PEFT ask. Without effect if `text_model` is not quantised.
+
+    Raises:
+        `ValueError`: If its way of quantising cannot leave modules out.
+    """
+    quantizer = getattr(text_model, "hf_quantizer", None)
+    if quantizer is None:
+        return
+    quantizer.quantization_config = quantize_language_model_alone(
+        quantizer.quantization_config, text_model.base_model_prefix
+    )
+    model.hf_quantizer = quantizer
+    model.is_quantized = True
+    model.quantization_method = quantizer.quantization_config.quant_method
+    quantizer.postprocess_model(model)
+    # A checkpoint whose language model alone says so would be taken for quantised as a whole.
+    del model.config.text_config.quantization_config
+    # Quantised weights are where the accelerator is.
+    model.to(text_model.device)
