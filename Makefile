@@ -19,7 +19,7 @@ TRAIN_ARGS :=
 DEMO := $(DATA)/demo
 endif
 
-.PHONY: demo test lint
+.PHONY: demo test test-app lint
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -47,6 +47,14 @@ demo: $(DATA)/whisper-base/model.safetensors $(DEMO)/decoder/model.safetensors
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
+
+# The demo app in a real browser.
+test-app: $(VENV)/.installed $(DATA)/chromium/chromium
+	$(BIN)/pip install -e ".[app]" playwright
+	CHROMIUM=$(abspath $(DATA)/chromium/chromium) $(BIN)/python -m pytest tests/examples/test_demo_app.py
+
+$(DATA)/chromium/chromium:
+	tests/examples/fetch_chromium.sh $(DATA)/chromium
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -3,12 +3,12 @@
 import argparse
 import sys
 
-from . import transcribing
+from . import exporting, transcribing
 from .transcribing import UsageError
 
 
 # Each has `add_arguments(parser)` and `run(args) -> exit status`, and says in its docstring what it is.
-COMMANDS = {"transcribe": transcribing}
+COMMANDS = {"transcribe": transcribing, "export": exporting}
 
 
 def make_parser() -> argparse.ArgumentParser:

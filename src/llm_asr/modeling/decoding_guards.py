@@ -11,6 +11,25 @@ from transformers.generation import StoppingCriteria
 SPARE_TOKENS = 16
 
 
+def length_limits(
+    num_frames: torch.Tensor, frame_rate: float, tokens_per_second: float, max_new_tokens: int | None
+) -> torch.Tensor:
+    """
+    How many new tokens each row may have, given its audio.
+
+    Args:
+        num_frames (`torch.LongTensor` of shape `(batch_size,)`): Frames that the speech encoder made of each row's audio.
+        frame_rate (`float`): Frames per second.
+        tokens_per_second (`float`): Tokens that a second may have.
+        max_new_tokens (`int`, *optional*): Tokens that a row may have at most.
+
+    Returns:
+        `torch.LongTensor` of shape `(batch_size,)`.
+    """
+    limits = (num_frames * (tokens_per_second / frame_rate)).ceil().long() + SPARE_TOKENS
+    return limits if max_new_tokens is None else limits.clamp(max=max_new_tokens)
+
+
 class AudioLengthCriteria(StoppingCriteria):
     """
     Ends each row after as many new tokens as its own recording may have, whatever else is in the batch.

@@ -6,7 +6,7 @@ import torch
 from transformers.generation import GenerationConfig, GenerationMixin, StoppingCriteriaList
 from transformers.utils import ModelOutput
 
-from .decoding_guards import SPARE_TOKENS, AudioLengthCriteria, Confidence, Fallback, compression_ratio
+from .decoding_guards import AudioLengthCriteria, Confidence, Fallback, compression_ratio, length_limits
 from .draft_head import DraftCandidateGenerator
 from .merging import find_audio_runs
 
@@ -202,9 +202,8 @@ class LlmAsrGenerationMixin(GenerationMixin):
             return None
         audio_runs = find_audio_runs(input_ids, attention_mask, self.config.audio_token_id, len(num_frames))
         frames = num_frames.new_zeros(len(input_ids)).index_add(0, audio_runs.rows, num_frames)
-        limits = (frames * (per_second / self.config.audio_frame_rate)).ceil().long() + SPARE_TOKENS
         max_new_tokens = self._option("max_new_tokens", kwargs)
-        return limits if max_new_tokens is None else limits.clamp(max=max_new_tokens)
+        return length_limits(frames, self.config.audio_frame_rate, per_second, max_new_tokens)
 
     def _decode(self, prompt: MergedPrompt, draft_ids: torch.Tensor | None, **kwargs) -> ModelOutput | torch.Tensor:
         input_ids, length = prompt.input_ids, prompt.inputs_embeds.shape[1]

@@ -1,0 +1,176 @@
+"""
+Try a checkpoint in the browser: record or upload speech, and see its transcript, when each word was spoken, and which experts
+worked on it.
+
+    pip install -e ".[app]"
+    python examples/demo_app.py --model runs/demo-moe_cif
+
+It is served on this machine alone, unless --host names another address or --share asks for a public one.
+"""
+
+import argparse
+import html
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import gradio as gr
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from transformers import Pipeline
+
+from llm_asr.evaluation.expert_usage import expert_usage
+from llm_asr.modeling.expert_balance import count_expert_load
+from llm_asr.modeling.modeling_llm_asr import LlmAsrModel
+from llm_asr.modeling.projector_llm_asr import ProjectorOutput
+from llm_asr.processing.audio import load_audio
+from llm_asr.processing.processing_llm_asr import SEGMENT_PAUSE
+from llm_asr.processing.timestamps import join_segments
+from llm_asr.transcribing import DTYPES, UsageError, load_transcriber
+
+
+LET_THE_MODEL_NAME_IT = "The model finds out"
+
+# More would be written on top of each other.
+MAX_WORDS = 60
+MAX_PLOTTED_POINTS = 4000
+
+
+@contextmanager
+def watch_projector(model: LlmAsrModel) -> Iterator[list[ProjectorOutput]]:
+    """What the projector puts out within the block."""
+    outputs: list[ProjectorOutput] = []
+    hook = model.projector.register_forward_hook(lambda module, args, output: outputs.append(output))
+    try:
+        yield outputs
+    finally:
+        hook.remove()
+
+
+def plot_times(waveform: np.ndarray, sampling_rate: int, chunks: list[dict], write_text: bool) -> Figure:
+    """
+    Draw when something was said over the waveform.
+
+    Args:
+        waveform (`np.ndarray` of shape `(num_samples,)`): The recording.
+        sampling_rate (`int`): Samples per second.
+        chunks (`list[dict]`): `{"text": str, "timestamp": (start, end)}`, in seconds.
+        write_text (`bool`): Whether to write what was said, too.
+    """
+    figure = Figure(figsize=(11, 3), layout="constrained")
+    axes = figure.subplots()
+    peaks = np.array([np.abs(part).max() for part in np.array_split(waveform, min(len(waveform), MAX_PLOTTED_POINTS))])
+    duration = len(waveform) / sampling_rate
+    axes.fill_between(np.linspace(0, duration, len(peaks)), -peaks, peaks, color="tab:gray", linewidth=0)
+    top = max(1.05 * float(peaks.max()), 1e-3)
+    for index, chunk in enumerate(chunks):
+        start, end = chunk["timestamp"]
+        axes.axvspan(start, end, color=("tab:blue", "tab:orange")[index % 2], alpha=0.25, linewidth=0)
+        if write_text:
+            axes.text((start + end) / 2, 1.05 * top, chunk["text"], rotation=45, rotation_mode="anchor")
+    axes.set(xlim=(0, duration), ylim=(-top, top), xlabel="seconds", yticks=[])
+    axes.spines[["left", "right", "top"]].set_visible(False)
+    return figure
+
+
+def transcribe(
+    transcriber: Pipeline, file: str | None, language: str, context: str
+) -> tuple[str, str, Figure | None, list[list] | None, dict[str, float] | None]:
+    """Transcript, language, plot, times and shares of experts; nothing of them, and a message, if something is wrong."""
+    sampling_rate, config = transcriber.processor.sampling_rate, transcriber.model.config.projector_config
+    options = {"prompt": context.strip() or None, "language": None if language == LET_THE_MODEL_NAME_IT else language}
+    nothing = ("", "", None, None, None)
+    if file is None:
+        gr.Warning("Record or upload something first.")
+        return nothing
+    try:
+        waveform = load_audio(file, sampling_rate)
+        with watch_projector(transcriber.model.model) as projected:
+            result = transcriber(waveform, return_timestamps="word" if config.uses_cif else True, **options)
+    except ValueError as error:
+        # Where uploads are kept is nobody's business.
+        gr.Warning(html.escape(str(error).replace(file, Path(file).name)))
+        return nothing
+    if not result["text"]:
+        gr.Warning("No speech was found in the recording.")
+        return nothing
+
+    chunks = result["chunks"]
+    is_crowded = len(chunks) > MAX_WORDS
+    plot = plot_times(
+        waveform,
+        sampling_rate,
+        join_segments(chunks, SEGMENT_PAUSE) if is_crowded else chunks,
+        write_text=config.uses_cif and not is_crowded,
+    )
+    times = [[*(round(time, 2) for time in chunk["timestamp"]), chunk["text"]] for chunk in chunks]
+    shares = None
+    if config.uses_experts:
+        loads = torch.stack([count_expert_load(one.router_logits, one.selected_experts) for one in projected])
+        shares = expert_usage(loads.numpy(force=True))["shares"]["all"]
+        shares = {f"expert {index}": share for index, share in enumerate(shares)}
+    return result["text"], result["language"] or "", plot, times, shares
+
+
+def build_app(transcriber: Pipeline) -> gr.Blocks:
+    config = transcriber.model.config.projector_config
+    languages = [LET_THE_MODEL_NAME_IT, *sorted(transcriber.processor.languages.values())]
+    # What is uploaded is deleted within two hours.
+    with gr.Blocks(title="llm-asr", analytics_enabled=False, delete_cache=(3600, 3600)) as app:
+        gr.Markdown(f"# llm-asr\nSpeech recognition with a `{config.projector_type}` projector.")
+        with gr.Row():
+            with gr.Column():
+                audio = gr.Audio(sources=["upload", "microphone"], type="filepath", label="Recording")
+                language = gr.Dropdown(languages, value=LET_THE_MODEL_NAME_IT, label="Language")
+                context = gr.Textbox(label="Context", placeholder="Names, the subject (optional)")
+                button = gr.Button("Transcribe", variant="primary")
+            with gr.Column():
+                text = gr.Textbox(label="Transcript", lines=4, buttons=["copy"], elem_id="transcript")
+                spoken = gr.Textbox(label="Language of the recording", elem_id="spoken-language")
+                shares = gr.Label(
+                    label="Share of the recording that each expert works on",
+                    num_top_classes=config.num_experts,
+                    show_heading=False,
+                    visible=config.uses_experts,
+                    elem_id="experts",
+                )
+        plot = gr.Plot(show_label=False, elem_id="plot")
+        times = gr.Dataframe(
+            headers=["start (s)", "end (s)", "word" if config.uses_cif else "segment"],
+            label="Times",
+            interactive=False,
+            elem_id="times",
+        )
+        button.click(
+            lambda *inputs: transcribe(transcriber, *inputs),
+            inputs=[audio, language, context],
+            outputs=[text, spoken, plot, times, shares],
+            api_name="transcribe",
+        )
+    return app
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="Folder or Hub id of a checkpoint.")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="Of the weights; by default as saved.")
+    parser.add_argument("--trust-remote-code", action="store_true", help="Run code that the checkpoint brings.")
+    parser.add_argument("--host", default="127.0.0.1", help="Address to serve on; by default this machine alone.")
+    parser.add_argument("--port", type=int, help="Port to serve on; by default the first free one from 7860.")
+    parser.add_argument(
+        "--share", action="store_true", help="Also serve on a public address, through Gradio's servers."
+    )
+    args = parser.parse_args()
+    try:
+        transcriber = load_transcriber(args)
+    except UsageError as error:
+        parser.error(str(error))
+    build_app(transcriber).launch(
+        server_name=args.host, server_port=args.port, share=args.share, max_file_size="200mb"
+    )
+
+
+if __name__ == "__main__":
+    main()
