@@ -85,6 +85,27 @@ PACKAGES: dict[str, SoundPackage] = {
         licence="CC-BY-3.0",
         sounds="usr/share/asterisk/sounds/ru_RU_f_IvrvoiceRU",
     ),
+    "es-co": SoundPackage(
+        name="asterisk-prompt-es-co",
+        version="0.20070403-2.1",
+        sha256="6702696e045514699e87dc8fb70f370717e5df91f821f7bec8dd0df1be008e83",
+        licence="GPL-2.0-only",
+        sounds="usr/share/asterisk/sounds/es",
+    ),
+    "fr-armelle": SoundPackage(
+        name="asterisk-prompt-fr-armelle",
+        version="20070613-2.2",
+        sha256="162570b1a9b3512a98f06b89f60c7c17cf1b9b52297315adca9a4e5be728bea3",
+        licence="LicenseRef-BSD-style",
+        sounds="usr/share/asterisk/sounds/fr",
+    ),
+    "it-menardi": SoundPackage(
+        name="asterisk-prompt-it-menardi-wav",
+        version="1:1.4.22+mm20110907-3.1",
+        sha256="3094530d98f8758ac275572d59624c41f60969fef883f34f4886d144f3dfeb21",
+        licence="CC-BY-SA-3.0-IT",
+        sounds="usr/share/asterisk/sounds/it_IT_f_Menardi",
+    ),
 }
 """The recordings by voice; a voice is named after its language, and a further voice is one more row."""
 
@@ -113,7 +134,7 @@ def fetch_speech(directory: str | Path, languages: Sequence[str] = ("en", "es", 
     voices = {language: directory / language for language in languages}
     for language, voice in voices.items():
         if not voice.is_dir():
-            _install(PACKAGES[language], directory, voice)
+            install_package(PACKAGES[language], directory, voice)
     return voices
 
 
@@ -154,7 +175,7 @@ def trim_silence(samples: np.ndarray) -> np.ndarray:
     return samples[max(0, start) : end]
 
 
-def _install(package: SoundPackage, directory: Path, voice: Path) -> None:
+def install_package(package: SoundPackage, directory: Path, voice: Path) -> None:
     """Unpack ``package`` into the folder ``voice``, downloading it into ``directory`` where it is not there yet."""
     with tempfile.TemporaryDirectory(dir=directory, prefix=".unpack-") as staging_name:
         staging = Path(staging_name)

@@ -1,0 +1,193 @@
+"""
+Compare projectors under control: the same data in the same order, optimiser, schedule, initial weights of shared parts,
+prompts and decoding, over several seeds.
+
+    python examples/compare_projectors.py examples/comparison/recorded.yaml                 # all but the ablations
+    python examples/compare_projectors.py examples/comparison/recorded.yaml ablate report
+    python examples/compare_projectors.py examples/comparison/recorded.yaml report          # from the manifests
+
+What is finished is not done again; a run that was stopped goes on from its checkpoint. Stages:
+
+    prepare   make the data, and run the frozen encoder over it
+    search    choose a learning rate for each arm on the validation set
+    train     train and test each arm with each seed
+    ablate    the same for the ablations, at the learning rates of the arms that they are like
+    report    refuse runs that differ in more than the projector; statistics, tables and plots
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import math
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from comparison.experiment import Experiment, load_experiment
+from comparison.manifest import write_json
+from comparison.report import make_report, read_manifests
+from comparison.running import Data, Interrupted, load_data, run
+
+
+STAGES = ("prepare", "search", "train", "ablate", "report")
+DEFAULT_STAGES = ("prepare", "search", "train", "report")
+
+
+def slug(text: str) -> str:
+    """A name as a part of a file's name."""
+    return re.sub(r"[^\w.]+", "-", text).strip("-")
+
+
+class Comparison:
+    """
+    What is to be done for an experiment, and what is done.
+
+    Args:
+        experiment ([`Experiment`]): What to compare.
+    """
+
+    def __init__(self, experiment: Experiment):
+        self.experiment = experiment
+        self._data: Data | None = None
+
+    @property
+    def data(self) -> Data:
+        if self._data is None:
+            self._data = load_data(self.experiment)
+        return self._data
+
+    def do(self, stages: list[str]) -> None:
+        for stage in STAGES:
+            if stage in stages:
+                print(f"== {stage}", flush=True)
+                getattr(self, stage)()
+
+    def prepare(self) -> None:
+        for entry in self.experiment.prepare:
+            if not Path(entry["creates"]).exists():
+                print(f"   {entry['command']}", flush=True)
+                subprocess.run([sys.executable, *shlex.split(entry["command"])], check=True)
+        rows = ", ".join(f"{name} {len(dataset)}" for name, dataset in self.data.datasets.items())
+        print(f"   {rows} recordings", flush=True)
+
+    def search(self) -> None:
+        experiment = self.experiment
+        tasks = [(arm, experiment.search_seed, rate) for arm in experiment.arms for rate in experiment.learning_rates]
+        self._run_all("search", tasks)
+        for arm in experiment.arms:
+            print(f"   {arm}: {self.best_learning_rate(arm):g}", flush=True)
+
+    def train(self) -> None:
+        experiment = self.experiment
+        # A seed at a time, so that half of the seeds compare all arms.
+        self._run_all("train", [(arm, seed, None) for seed in experiment.seeds for arm in experiment.arms])
+
+    def ablate(self) -> None:
+        experiment = self.experiment
+        self._run_all(
+            "ablate", [(arm, seed, None) for seed in experiment.ablation_seeds for arm in experiment.ablations]
+        )
+
+    def report(self) -> None:
+        make_report(self.experiment)
+        print(f"   {self.experiment.results / 'report.md'}", flush=True)
+
+    def best_learning_rate(self, arm: str) -> float:
+        """Of an arm or an ablation: the one with the lowest WER on the validation set."""
+        tuned_as = self.experiment.arm(arm).tuned_as
+        # Of equals the first, which is the smaller; where training diverged there is no WER.
+        found = {
+            manifest["learning_rate"]: manifest["results"].get("validation", {}).get("eval_wer", math.inf)
+            for manifest in read_manifests(self.experiment.results / "search")
+            if manifest["arm"] == tuned_as
+        }
+        missing = sorted(set(self.experiment.learning_rates) - set(found))
+        if missing:
+            raise ValueError(f"{tuned_as!r} was not tried at learning rates {missing}; do the stage `search` first.")
+        best = min(sorted(self.experiment.learning_rates), key=found.__getitem__)
+        if found[best] == math.inf:
+            raise ValueError(f"{tuned_as!r} diverged at all `learning_rates`; add smaller ones.")
+        return best
+
+    def _run_all(self, stage: str, tasks: list[tuple[str, int, float | None]]) -> None:
+        """Train what has no manifest yet; `None` for the learning rate that was found best."""
+        todo = []
+        for arm, seed, rate in tasks:
+            name = f"{stage}/{slug(arm)}-{seed}" + ("" if rate is None else f"-{rate:g}")
+            manifest = self.experiment.results / f"{name}.json"
+            if manifest.exists():
+                self.experiment.check_run(json.loads(manifest.read_text(encoding="utf-8")))
+            else:
+                todo.append((name, arm, seed, rate))
+        print(f"   {len(tasks) - len(todo)} of {len(tasks)} runs are done", flush=True)
+        started = time.perf_counter()
+        for index, (name, arm, seed, rate) in enumerate(todo):
+            rate = self.best_learning_rate(arm) if rate is None else rate
+            began = time.perf_counter()
+            try:
+                manifest = run(
+                    self.experiment, self.data, self.experiment.arm(arm), seed, rate, name, tests=stage != "search"
+                )
+                outcome = f"validation WER {manifest['results']['validation']['eval_wer']:.2f} %"
+            except FloatingPointError as error:
+                if stage != "search":
+                    raise
+                # A rate at which an arm diverges is a finding of the search.
+                failure = {
+                    "arm": arm,
+                    "seed": seed,
+                    "learning_rate": rate,
+                    "projector": {"arm": asdict(self.experiment.arm(arm))},
+                    "results": {},
+                    "error": str(error),
+                }
+                write_json(self.experiment.results / f"{name}.json", failure)
+                outcome = "diverged"
+            now = time.perf_counter()
+            left = (now - started) / (index + 1) * (len(todo) - index - 1)
+            print(
+                f"   [{index + 1}/{len(todo)}] {name} at {rate:g}: {outcome}, {now - began:.0f} s; "
+                f"{stage} takes about {left / 60:.0f} min more",
+                flush=True,
+            )
+
+
+@contextmanager
+def alone(experiment: Experiment) -> Iterator[None]:
+    """Refuse to work on an experiment that another process works on."""
+    experiment.runs.mkdir(parents=True, exist_ok=True)
+    with (experiment.runs / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SystemExit(f"Another process works on {experiment.runs}; wait for it or stop it.") from None
+        yield
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiment", type=Path, help="YAML file; see examples/comparison/experiment.py.")
+    parser.add_argument("stages", nargs="*", metavar="stage", help=f"Of {', '.join(STAGES)}.")
+    args = parser.parse_args(argv)
+    unknown = sorted(set(args.stages) - set(STAGES))
+    if unknown:
+        parser.error(f"unknown stages {unknown}; choose from {', '.join(STAGES)}.")
+    experiment = load_experiment(args.experiment)
+    try:
+        with alone(experiment):
+            Comparison(experiment).do(args.stages or list(DEFAULT_STAGES))
+    except Interrupted as interrupted:
+        print("   stopped; the same command goes on from the checkpoint", flush=True)
+        sys.exit(128 + interrupted.signal_number)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,194 @@
+"""What an experiment compares, and what is the same for all it compares: a YAML file, checked."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llm_asr import LlmAsrConfig, LlmAsrProjectorConfig
+from llm_asr.evaluation.projector_cost import match_parameters
+
+
+FACTORIAL_ARMS = ("conv", "moe", "cif", "moe_cif")
+CIF_TARGETS = ("token", "word", "character")
+
+# What differs between runs is no training option of the experiment.
+RESERVED_TRAINING_OPTIONS = ("learning_rate", "output_dir", "seed", "data_seed")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """
+    One projector that is compared.
+
+    Attributes:
+        name (`str`): In the experiment.
+        projector (`dict`): Fields of [`LlmAsrProjectorConfig`], those that all arms share included.
+        match_parameters (`str`, *optional*): Arm whose number of parameters this one is to have, by its `intermediate_size`.
+        cif_target (`str`): What CIF is to fire one embedding for: `"token"`, `"word"` or `"character"`.
+        tuned_as (`str`): Arm whose learning rate it takes; itself if it has its own search.
+    """
+
+    name: str
+    projector: dict[str, Any]
+    match_parameters: str | None
+    cif_target: str
+    tuned_as: str
+
+
+@dataclass
+class Experiment:
+    """
+    A controlled comparison; the fields of its file.
+
+    Attributes:
+        name: of the experiment.
+        results: folder for manifests, outputs and the report; what is worth keeping.
+        runs: folder for checkpoints of unfinished runs.
+        train_dataset, validation_dataset: as `examples/train.py` takes them.
+        test_datasets: by name; the first is the one that is tested on, the others are reported beside it.
+        model: `audio_model`, `text_model`, `freeze_audio`, `freeze_text`, `encoder_padding`, `lora_rank`, `lora_alpha` and
+            `lora_dropout`, as in `examples/train.py`.
+        projector: fields of `LlmAsrProjectorConfig` that all arms share.
+        training: fields of `LlmAsrTrainingArguments` that all arms share.
+        learning_rates: those tried for each arm, by one run each with `search_seed`; the lowest WER on `validation_dataset`
+            wins.
+        seeds: of the runs of each arm: initial weights of projectors (and LoRA) and the order of the data.
+        arms: by name: fields of `LlmAsrProjectorConfig`, or `match_parameters: ARM` beside them. `conv`, `moe`, `cif` and
+            `moe_cif` make the factorial design.
+        ablations: by name: `like: ARM`, whose fields and learning rate they take, and fields that differ; `cif_target`. Or
+            the name of a file with them, beside the experiment's.
+        ablation_seeds: of the runs of each ablation; some of `seeds`.
+        prepare: what makes the data: commands, each with the file that it `creates`.
+        feature_cache: folder for the output of a frozen encoder, if it is to be kept.
+        max_new_tokens, decode_batch_size: of decoding, which is greedy.
+        threads: of each run, on a CPU.
+    """
+
+    name: str
+    results: Path
+    runs: Path
+    train_dataset: str
+    validation_dataset: str
+    test_datasets: dict[str, str]
+    model: dict[str, Any]
+    training: dict[str, Any]
+    learning_rates: list[float]
+    arms: dict[str, dict[str, Any]]
+    projector: dict[str, Any] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
+    search_seed: int = 1000
+    ablations: dict[str, dict[str, Any]] = field(default_factory=dict)
+    ablation_seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    prepare: list[dict[str, Any]] = field(default_factory=list)
+    feature_cache: str | None = None
+    max_new_tokens: int = 64
+    decode_batch_size: int = 50
+    threads: int = 2
+
+    def __post_init__(self):
+        self.results, self.runs = Path(self.results), Path(self.runs)
+        self.learning_rates = [float(rate) for rate in self.learning_rates]
+        if self.search_seed in self.seeds:
+            raise ValueError(
+                f"`search_seed` ({self.search_seed}) must not be one of `seeds`: rates would be chosen by them."
+            )
+        if len(set(self.seeds)) != len(self.seeds) or len(self.seeds) < 2:
+            raise ValueError(f"`seeds` must hold two or more different seeds, got {self.seeds}.")
+        if not set(self.ablation_seeds) <= set(self.seeds):
+            raise ValueError(
+                f"`ablation_seeds` {self.ablation_seeds} must be among `seeds`, which they are compared under."
+            )
+        if not self.learning_rates or not self.test_datasets:
+            raise ValueError("`learning_rates` and `test_datasets` must not be empty.")
+        reserved = sorted(set(self.training) & set(RESERVED_TRAINING_OPTIONS))
+        if reserved:
+            raise ValueError(f"`training` must leave out {reserved}, which the experiment sets for each run.")
+        missing = [name for name in FACTORIAL_ARMS if name not in self.arms]
+        if missing:
+            raise ValueError(f"`arms` lacks {missing}; a factorial design needs {list(FACTORIAL_ARMS)}.")
+        shared = sorted(set(self.arms) & set(self.ablations))
+        if shared:
+            raise ValueError(f"`ablations` {shared} are `arms` already; name them otherwise.")
+        for name in (*self.arms, *self.ablations):
+            # Refuses unknown and impossible options now and not after hours.
+            arm = self.arm(name)
+            LlmAsrProjectorConfig(**arm.projector)
+            if arm.match_parameters is not None and arm.match_parameters not in self.arms:
+                raise ValueError(
+                    f"`match_parameters` of {name!r} must be one of `arms`, got {arm.match_parameters!r}."
+                )
+
+    def arm(self, name: str) -> Arm:
+        """An arm or an ablation by its name."""
+        if name in self.arms:
+            options, tuned_as = dict(self.arms[name]), name
+        else:
+            tuned_as = self.ablations[name].get("like")
+            if tuned_as not in self.arms:
+                raise ValueError(f"`like` of {name!r} must be one of `arms`, got {tuned_as!r}.")
+            options = {**self.arms[tuned_as], **self.ablations[name]}
+            del options["like"]
+        cif_target = options.pop("cif_target", "token")
+        if cif_target not in CIF_TARGETS:
+            raise ValueError(f"`cif_target` of {name!r} must be one of {list(CIF_TARGETS)}, got {cif_target!r}.")
+        matched = options.pop("match_parameters", None)
+        return Arm(name, {**self.projector, **options}, matched, cif_target, tuned_as)
+
+    def check_run(self, manifest: dict[str, Any]) -> None:
+        """
+        Refuse a finished run of an arm that is another one now.
+
+        Raises:
+            `ValueError`: If the run's arm is not as the experiment has it.
+        """
+        name = manifest["arm"]
+        if manifest["projector"]["arm"] != asdict(self.arm(name)):
+            raise ValueError(
+                f"`{name}` is not the arm that its finished run with seed {manifest['seed']} had; restore it, or remove the "
+                "manifests of its runs to train it anew."
+            )
+
+    def resolve_projector(self, arm: Arm, audio_config, text_config) -> dict[str, Any]:
+        """Fields of the projector's configuration once the sizes of what it connects are known."""
+        if arm.match_parameters is None:
+            return arm.projector
+        reference = LlmAsrConfig(
+            audio_config=audio_config,
+            text_config=text_config,
+            projector_config=LlmAsrProjectorConfig(**self.arm(arm.match_parameters).projector),
+        )
+        options = {name: value for name, value in arm.projector.items() if name != "projector_type"}
+        options.pop("intermediate_size", None)
+        matched = match_parameters(arm.projector["projector_type"], reference, "total", **options)
+        return {**arm.projector, "intermediate_size": matched.intermediate_size}
+
+
+def load_experiment(file: str | Path) -> Experiment:
+    """
+    Read an experiment.
+
+    Args:
+        file (`str` or `Path`): YAML.
+
+    Returns:
+        [`Experiment`]
+
+    Raises:
+        `ValueError`: If a field is unknown, missing or impossible.
+    """
+    content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    if isinstance(content.get("ablations"), str):
+        shared = Path(file).parent / content["ablations"]
+        content["ablations"] = yaml.safe_load(shared.read_text(encoding="utf-8"))
+    names = {spec.name for spec in fields(Experiment)}
+    unknown = sorted(set(content) - names)
+    if unknown:
+        raise ValueError(f"{file} has unknown fields {unknown}; correct or remove them.")
+    try:
+        return Experiment(**content)
+    except TypeError as error:
+        raise ValueError(f"{file}: {error}") from error

@@ -1,0 +1,162 @@
+"""What a run was made of, as checksums, and whether two runs may be compared."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+
+
+ROOT = Path(__file__).parents[2]
+
+# What decides how a run comes out; how its outputs are scored and drawn is decided when the report is made.
+SOURCES = ("src/llm_asr/modeling", "src/llm_asr/processing", "src/llm_asr/training", "examples/train.py")
+SOURCES += tuple(f"examples/comparison/{name}.py" for name in ("experiment", "manifest", "running"))
+
+PACKAGES = ("torch", "transformers", "accelerate", "peft", "tokenizers", "safetensors", "numpy", "datasets")
+
+
+def hash_tensors(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """One checksum of named tensors: names, shapes, types and values."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def hash_json(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def hash_file(path: str | Path) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def hash_weights(model: nn.Module) -> dict[str, str]:
+    """A checksum of each part of a model."""
+    parts: dict[str, list[tuple[str, torch.Tensor]]] = {"audio_tower": [], "projector": [], "language_model": []}
+    for name, tensor in model.state_dict().items():
+        names = ["projector" if name == "draft_head" else name for name in name.split(".")]
+        parts[next((part for part in parts if part in names), "language_model")].append((name, tensor))
+    return {part: hash_tensors(tensors) for part, tensors in parts.items()}
+
+
+def describe_projector(projector: nn.Module) -> dict[str, list]:
+    """Shape and checksum of each parameter."""
+    return {
+        name: [list(parameter.shape), hash_tensors([("", parameter)])]
+        for name, parameter in projector.named_parameters()
+    }
+
+
+def describe_dataset(dataset: Dataset, audio_column: str = "audio") -> dict[str, Any]:
+    """Rows, and a checksum of their texts and recordings."""
+    digest = hashlib.sha256()
+    for row in dataset:
+        # Where a recording lies is no part of what it is.
+        known = {name: value for name, value in row.items() if name in ("row", "text", "language")}
+        digest.update(hash_json(known).encode())
+        audio = row[audio_column]
+        if isinstance(audio, dict) and audio.get("bytes") is not None:
+            digest.update(hashlib.sha256(audio["bytes"]).hexdigest().encode())
+        else:
+            digest.update(hash_file(audio["path"] if isinstance(audio, dict) else audio).encode())
+    return {"rows": len(dataset), "sha256": digest.hexdigest()}
+
+
+def hash_sources(root: Path = ROOT) -> str:
+    """One checksum of the code that runs are made by."""
+    files = []
+    for source in SOURCES:
+        path = root / source
+        files += [path] if path.is_file() else sorted(path.rglob("*.py"))
+    return hash_json({file.relative_to(root).as_posix(): hash_file(file) for file in files})
+
+
+def describe_provenance(root: Path = ROOT) -> dict[str, Any]:
+    """The revision of the repository, whether its files differ from it, and by what; nothing outside of a repository."""
+    try:
+        revision = _git(root, "rev-parse", "HEAD").strip()
+        difference = _git(root, "diff", "HEAD", "--", *SOURCES)
+    except (OSError, subprocess.CalledProcessError):
+        return {"revision": None}
+    known = {"revision": revision, "dirty": bool(difference)}
+    return {**known, "diff_sha256": hashlib.sha256(difference.encode()).hexdigest()} if difference else known
+
+
+def _git(root: Path, *arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=root, check=True, capture_output=True, text=True).stdout
+
+
+def describe_machine(threads: int) -> dict[str, Any]:
+    """Versions and hardware, which rounding depends on."""
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": threads,
+        **{package: importlib.metadata.version(package) for package in PACKAGES},
+    }
+
+
+def write_json(file: Path, content: Any) -> None:
+    """A file appears under its name only when it is whole."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(f".{os.getpid()}.tmp")
+    unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(unfinished, file)
+
+
+def check_manifests(manifests: Iterable[Mapping[str, Any]]) -> None:
+    """
+    Refuse runs that differ in anything but the projector, its learning rate and the seed.
+
+    Equal must be, among all runs: `fixed` (settings, data, prompts, code, versions and initial weights of what is not the
+    projector); among the runs of a seed: `fixed_by_seed` (order of the data) and the initial values of all parameters of
+    projectors that have the same name and shape; among the runs of an arm: its projector and learning rate.
+
+    Args:
+        manifests (`Iterable[dict]`): Of the runs.
+
+    Raises:
+        `ValueError`: If there are differences; it names the runs and up to ten of them.
+    """
+    differences: list[str] = []
+    first: dict[Any, tuple[str, Any]] = {}
+
+    def compare(key: Any, run: str, value: Any) -> None:
+        other, expected = first.setdefault(key, (run, value))
+        places = list_differences(expected, value, str(key[-1]))
+        differences.extend(f"{place} of {other} and {run}" for place in places)
+
+    for manifest in manifests:
+        run = f"{manifest['arm']} (seed {manifest['seed']})"
+        compare(("fixed",), run, manifest["fixed"])
+        compare((manifest["seed"], "fixed_by_seed"), run, manifest["fixed_by_seed"])
+        compare((manifest["arm"], "projector"), run, manifest["projector"])
+        compare((manifest["arm"], "learning_rate"), run, manifest["learning_rate"])
+        for name, (shape, checksum) in manifest["initial_projector"].items():
+            compare((manifest["seed"], tuple(shape), f"initial_projector.{name}"), run, checksum)
+    if differences:
+        more = f" and {len(differences) - 10} more" if len(differences) > 10 else ""
+        raise ValueError(f"Runs differ in more than the projector: {'; '.join(differences[:10])}{more}.")
+
+
+def list_differences(first: Any, second: Any, place: str) -> Iterator[str]:
+    """Where two nested values differ, as dotted paths."""
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        for name in sorted({*first, *second}):
+            yield from list_differences(first.get(name), second.get(name), f"{place}.{name}")
+    elif first != second:
+        yield place
