@@ -27,7 +27,7 @@ $(BIN)/python:
 # The pinned build runs everywhere; a machine with CUDA may install its own build of torch beforehand.
 $(VENV)/.installed: $(BIN)/python setup.cfg pyproject.toml
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install torch==2.13.0
-	$(BIN)/pip install -e ".[train,demo,test,vad]"
+	$(BIN)/pip install -e ".[train,demo,compare,test,vad]"
 	touch $@
 
 $(DATA)/whisper-base/model.safetensors: | $(VENV)/.installed

@@ -1,0 +1,450 @@
+"""The comparison of projectors end to end, on tiny random models."""
+
+import copy
+import gc
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import compare_projectors
+import pytest
+import torch
+import yaml
+from comparison.experiment import load_experiment
+from comparison.manifest import check_manifests
+from comparison.report import make_report, read_manifests
+from comparison.running import (
+    Interrupted,
+    TargetCollator,
+    compose_model,
+    count_targets,
+    initialize_projector,
+    load_data,
+    read_outputs,
+    run,
+)
+from speech_files import write_speech_dataset
+from transformers import TrainerCallback
+
+from llm_asr.evaluation.metrics import count_errors
+from llm_asr.training.data_collator import LlmAsrDataCollator
+
+
+ARMS = ("conv", "moe", "cif", "moe_cif", "conv_wide")
+SEEDS = (0, 1)
+
+
+def write_experiment(folder, parts, **changes):
+    """Three steps a run; everything but the speech encoder is trained."""
+    train = write_speech_dataset(folder / "train", size=8)
+    heldout = write_speech_dataset(folder / "heldout", size=4)
+    content = {
+        "name": "tiny",
+        "results": str(folder / "results"),
+        "runs": str(folder / "runs"),
+        "train_dataset": str(train),
+        "validation_dataset": str(heldout),
+        "test_datasets": {"test": str(heldout), "seen": str(train)},
+        "model": {"audio_model": parts["whisper"], "text_model": parts["qwen2"], "freeze_text": False},
+        "feature_cache": str(folder / "features"),
+        "projector": {
+            "hidden_size": 16,
+            "intermediate_size": 12,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "expert_hidden_size": 8,
+        },
+        "training": {
+            "per_device_train_batch_size": 3,
+            "max_steps": 3,
+            "logging_steps": 1,
+            "eval_strategy": "steps",
+            "eval_steps": 3,
+            "save_strategy": "steps",
+            "save_steps": 2,
+            "disable_tqdm": True,
+            "use_cpu": True,
+        },
+        "max_new_tokens": 3,
+        "learning_rates": [1e-3],
+        "seeds": list(SEEDS),
+        "arms": {
+            **{arm: {"projector_type": arm} for arm in ARMS[:4]},
+            "conv_wide": {"projector_type": "conv", "match_parameters": "moe_cif"},
+        },
+        "ablations": {"top 1": {"like": "moe_cif", "num_experts_per_tok": 1, "cif_target": "word"}},
+        "ablation_seeds": [1],
+        "threads": 1,
+        **changes,
+    }
+    file = folder / "experiment.yaml"
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    return file
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_objects():
+    """The Trainer and statsmodels collect garbage time and again, which takes long where many tests have run before."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module")
+def done(parts, tmp_path_factory):
+    """An experiment of which every stage is done; not to be altered."""
+    file = write_experiment(tmp_path_factory.mktemp("comparison"), parts, ablation_seeds=list(SEEDS))
+    compare_projectors.main([str(file), *compare_projectors.STAGES])
+    return file
+
+
+@pytest.fixture
+def copied(done, tmp_path):
+    """A copy of it, with other folders for what is written."""
+    experiment = load_experiment(done)
+    shutil.copytree(experiment.results, tmp_path / "results")
+    content = yaml.safe_load(done.read_text())
+    content.update(results=str(tmp_path / "results"), runs=str(tmp_path / "runs"))
+    file = tmp_path / "experiment.yaml"
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    return file
+
+
+@pytest.fixture
+def fresh(parts, tmp_path):
+    experiment = load_experiment(write_experiment(tmp_path, parts))
+    return experiment, load_data(experiment)
+
+
+def change(file, **changes):
+    """Alter the fields of an experiment's file."""
+    file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), **changes}, sort_keys=False))
+    return file
+
+
+def manifests_of(file, *stages):
+    return [m for stage in stages for m in read_manifests(load_experiment(file).results / stage)]
+
+
+def test_the_report_has_effects_costs_plots_and_outputs(done):
+    results = load_experiment(done).results
+    report = json.loads((results / "report.json").read_text())
+    for test in ("test", "seen"):
+        assert set(report["tests"][test]) == {"all", "en", "es"}
+        contrasts = report["tests"][test]["all"]["wer"]["contrasts"]
+        assert list(contrasts) == ["MoE", "CIF", "MoE × CIF", "moe_cif − conv", "moe_cif − conv_wide"]
+    arms = report["tests"]["test"]["all"]["cer"]["arms"]
+    assert tuple(arms) == ARMS
+    expected = (arms["moe"]["rate"] + arms["moe_cif"]["rate"] - arms["conv"]["rate"] - arms["cif"]["rate"]) / 2
+    effect = report["tests"]["test"]["all"]["cer"]["contrasts"]["MoE"]
+    assert effect["estimate"] == pytest.approx(expected)
+    assert len(effect["by_seed"]) == len(SEEDS)
+    costs = report["costs"]
+    assert costs["conv_wide"]["total_parameters"] == pytest.approx(costs["moe_cif"]["total_parameters"], rel=0.01)
+    assert costs["conv"]["total_parameters"] < costs["moe_cif"]["total_parameters"]
+    for cost in costs.values():
+        for name in ("flops_per_second", "tokens_per_second", "decoding_seconds", "training_seconds"):
+            assert cost[name] > 0, name
+    assert set(report["lengths"]) == {"cif", "moe_cif"}
+    assert set(report["experts"]) == {"moe", "moe_cif"}
+    assert set(report["ablations"]["contrasts"]) == {"top 1"}
+    assert report["search"] == {arm: {"0.001": pytest.approx(100, abs=60)} for arm in ARMS}
+    pictures = {file.name for file in results.glob("*.png")}
+    assert pictures == {"effects.png", "curves.png", "length_error.png", "experts-moe.png", "experts-moe_cif.png"}
+    markdown = (results / "report.md").read_text()
+    for text in ("## Effects", "| moe_cif − conv_wide |", "## Test set `seen`", "| top 1 | moe_cif |", "sources"):
+        assert text in markdown
+
+
+def test_what_a_run_heard_and_wrote_is_kept_for_each_recording(done):
+    results = load_experiment(done).results
+    rows = read_outputs(results / "train" / "moe_cif-0.test.jsonl.gz")
+    assert [row["reference"] for row in rows] == ["one two", "three", "uno dos tres", "cuatro cinco"]
+    assert [row["language"] for row in rows] == ["en", "en", "es", "es"]
+    assert [row["row"] for row in rows] == [0, 1, 2, 3]
+    assert [row["seconds"] for row in rows] == pytest.approx([0.6, 0.3, 0.9, 0.6], abs=0.03)
+    for row in rows:
+        assert sum(row["expert_load"]) == pytest.approx(2 * row["audio_tokens"], abs=1e-3)
+        assert row["target_tokens"] > 0
+    assert "expert_load" not in read_outputs(results / "train" / "cif-0.test.jsonl.gz")[0]
+    # Words, where CIF fires words.
+    targets = [row["target_tokens"] for row in read_outputs(results / "ablate" / "top-1-0.test.jsonl.gz")]
+    assert targets == [2, 1, 3, 2]
+
+
+def test_the_test_set_is_transcribed_as_the_validation_set_is(done):
+    # They hold the same recordings here.
+    report = json.loads((load_experiment(done).results / "report.json").read_text())
+    for manifest in manifests_of(done, "train"):
+        validation = manifest["results"]["validation"]
+        for unit in ("wer", "cer"):
+            rates = report["tests"]["test"]["all"][unit]["arms"][manifest["arm"]]["by_seed"]
+            assert validation[f"eval_{unit}"] == pytest.approx(rates[SEEDS.index(manifest["seed"])])
+
+
+def test_only_the_projector_differs(done):
+    manifests = {(manifest["arm"], manifest["seed"]): manifest for manifest in manifests_of(done, "train")}
+    assert set(manifests) == {(arm, seed) for arm in ARMS for seed in SEEDS}
+    fixed = [json.dumps(manifest["fixed"], sort_keys=True) for manifest in manifests.values()]
+    assert len(set(fixed)) == 1
+    for seed in SEEDS:
+        orders = {manifests[arm, seed]["fixed_by_seed"]["data_order"] for arm in ARMS}
+        assert len(orders) == 1
+    assert manifests["conv", 0]["fixed_by_seed"] != manifests["conv", 1]["fixed_by_seed"]
+    shared = {"conv": "moe", "cif": "moe_cif"}
+    for arm, other in shared.items():
+        first, second = (manifests[name, 0]["initial_projector"] for name in (arm, other))
+        both = {name for name in first if name.startswith("downsampler")}
+        assert both
+        assert {name: first[name] for name in both} == {name: second[name] for name in both}
+    weights = "downsampler.convs.0.weight"
+    assert len({manifests["conv", seed]["initial_projector"][weights][1] for seed in SEEDS}) == 2
+    # And it was trained.
+    finals = {manifest["final_weights"]["projector"] for manifest in manifests.values()}
+    assert len(finals) == len(manifests)
+    assert {manifest["final_weights"]["audio_tower"] for manifest in manifests.values()} == {
+        manifests["conv", 0]["fixed"]["initial_weights"]["audio_tower"]
+    }
+
+
+def test_what_is_finished_is_not_done_again_and_the_report_is_made_of_the_manifests_alone(copied, monkeypatch):
+    results = load_experiment(copied).results
+    before = (results / "report.json").read_bytes()
+    for file in results.glob("report.*"):
+        file.unlink()
+    monkeypatch.setattr(compare_projectors, "run", None)
+    compare_projectors.main([str(copied), "search", "train", "ablate", "report"])
+    assert (results / "report.json").read_bytes() == before
+
+
+class Stop(TrainerCallback):
+    """Dies without a word, or is told to stop, in a step."""
+
+    def __init__(self, step, number):
+        self.step, self.number = step, number
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            if self.number is None:
+                raise SystemExit("killed")
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize(
+    ("stop", "ends_with", "goes_on_from"), [(Stop(3, None), SystemExit, 2), (Stop(2, signal.SIGTERM), Interrupted, 3)]
+)
+def test_an_interrupted_run_ends_as_if_it_had_not_been(fresh, stop, ends_with, goes_on_from):
+    experiment, data = fresh
+    # A run that is stopped leaves out an evaluation that is due, so none is.
+    experiment.training.update(max_steps=5, eval_steps=5)
+    arm = experiment.arm("moe_cif")
+    whole = run(experiment, data, arm, 0, 1e-3, "train/whole")
+    with pytest.raises(ends_with):
+        run(experiment, data, arm, 0, 1e-3, "train/cut", callbacks=(lambda trainer: stop,))
+    assert not (experiment.results / "train" / "cut.json").exists()
+    steps = []
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            steps.append(state.global_step)
+
+    resumed = run(experiment, data, arm, 0, 1e-3, "train/cut", callbacks=(lambda trainer: Watch(),))
+    assert steps[0] == goes_on_from
+    for name in ("final_weights", "fixed_by_seed", "initial_projector"):
+        assert resumed[name] == whole[name], name
+    for test in ("test", "seen"):
+        assert resumed["outputs"][test]["sha256"] == whole["outputs"][test]["sha256"]
+    assert resumed["results"]["curves"] == whole["results"]["curves"]
+    assert not (experiment.runs / "train" / "cut").exists()
+
+
+def test_with_lora_the_language_model_begins_alike_and_is_tested_as_trained(parts, tmp_path):
+    text_model = {"audio_model": parts["whisper"], "text_model": parts["qwen2"], "lora_rank": 2, "lora_alpha": 8}
+    experiment = load_experiment(write_experiment(tmp_path, parts, model=text_model))
+    data = load_data(experiment)
+    first, second = (run(experiment, data, experiment.arm(arm), 0, 1e-2, f"train/{arm}") for arm in ("conv", "moe"))
+    check_manifests([first, second])
+    other = run(experiment, data, experiment.arm("conv"), 1, 1e-2, "train/other")
+    # Adapters are drawn by the seed.
+    name = "initial_language_model"
+    assert first["fixed_by_seed"][name] == second["fixed_by_seed"][name] != other["fixed_by_seed"][name]
+    # Merged into the weights, which are not those it began with.
+    assert first["final_weights"]["language_model"] != first["fixed"]["initial_weights"]["language_model"]
+    assert first["final_weights"]["language_model"] != second["final_weights"]["language_model"]
+    rows = read_outputs(experiment.results / first["outputs"]["test"]["file"])
+    columns = [[row[name] for row in rows] for name in ("reference", "hypothesis", "language")]
+    characters = count_errors(*columns)[1]
+    found = 100 * characters.errors.sum() / characters.reference_lengths.sum()
+    assert found == pytest.approx(first["results"]["validation"]["eval_cer"])
+
+
+def test_refuses_to_resume_another_run(fresh):
+    experiment, data = fresh
+    with pytest.raises(SystemExit):
+        run(experiment, data, experiment.arm("cif"), 0, 1e-3, "a", callbacks=(lambda trainer: Stop(3, None),))
+    with pytest.raises(ValueError, match=r"run\.learning_rate"):
+        run(experiment, data, experiment.arm("cif"), 0, 2e-3, "a")
+
+
+def test_refuses_before_training_what_could_not_be_compared(copied, monkeypatch):
+    training = yaml.safe_load(copied.read_text())["training"]
+    change(copied, training={**training, "weight_decay": 0.5}, seeds=[0, 1, 2])
+    monkeypatch.setattr("comparison.running.ComparisonTrainer.train", None)
+    with pytest.raises(ValueError, match=r"written with other fixed\.settings\.training\.weight_decay"):
+        compare_projectors.main([str(copied), "train"])
+
+
+def test_refuses_finished_runs_of_an_arm_that_is_another_now(copied):
+    arms = yaml.safe_load(copied.read_text())["arms"]
+    change(copied, arms={**arms, "moe": {"projector_type": "moe", "num_experts": 3}})
+    for stage in ("train", "report"):
+        with pytest.raises(ValueError, match="`moe` is not the arm that its finished run with seed 0 had"):
+            compare_projectors.main([str(copied), stage])
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (
+            ("fixed", "data", "train", "sha256"),
+            "0",
+            r"fixed\.data\.train\.sha256 of conv \(seed 0\) and moe \(seed 1\)",
+        ),
+        (("fixed", "initial_weights", "language_model"), "0", r"fixed\.initial_weights\.language_model"),
+        (("fixed", "sources"), "0", r"fixed\.sources"),
+        (("fixed", "prompt"), "Translate.", r"fixed\.prompt"),
+        (("fixed", "settings", "training", "max_steps"), 4, r"fixed\.settings\.training\.max_steps"),
+        (("fixed", "settings", "training", "bf16"), True, r"fixed\.settings\.training\.bf16"),
+        (("fixed", "settings", "decoding", "max_new_tokens"), 9, r"decoding\.max_new_tokens"),
+        (("fixed_by_seed", "data_order"), "0", r"fixed_by_seed\.data_order of conv \(seed 1\) and moe \(seed 1\)"),
+        (("fixed_by_seed", "initial_language_model"), "0", "initial_language_model"),
+        (("learning_rate",), 2e-3, r"learning_rate of moe \(seed 0\) and moe \(seed 1\)"),
+        (("projector", "config", "num_experts"), 5, r"projector\.config\.num_experts"),
+        (("initial_projector", "downsampler.convs.0.weight", 1), "0", r"initial_projector\.downsampler"),
+    ],
+)
+def test_refuses_to_compare_runs_that_differ_in_more(done, path, value, message):
+    manifests = copy.deepcopy([m for m in manifests_of(done, "train") if m["arm"] in ("conv", "moe")])
+    check_manifests(manifests)
+    *parents, last = path
+    place = next(manifest for manifest in manifests if (manifest["arm"], manifest["seed"]) == ("moe", 1))
+    for parent in parents:
+        place = place[parent]
+    place[last] = value
+    with pytest.raises(ValueError, match=message):
+        check_manifests(manifests)
+
+
+def test_refuses_outputs_that_no_run_wrote_and_missing_runs(copied):
+    experiment = load_experiment(copied)
+    file = experiment.results / "train" / "cif-1.test.jsonl.gz"
+    shutil.copy(experiment.results / "train" / "cif-0.test.jsonl.gz", file)
+    with pytest.raises(ValueError, match=r"cif-1\.test\.jsonl\.gz is not what the run wrote"):
+        make_report(experiment)
+    file.with_name("cif-1.json").unlink()
+    with pytest.raises(ValueError, match=r"1 runs are not finished, the first of them cif \(seed 1\)"):
+        make_report(experiment)
+
+
+def test_two_processes_do_not_work_on_one_experiment(copied):
+    experiment = load_experiment(copied)
+    with compare_projectors.alone(experiment), pytest.raises(SystemExit, match="Another process works on"):
+        compare_projectors.main([str(copied), "report"])
+    compare_projectors.main([str(copied), "train"])
+
+
+def test_the_learning_rate_with_the_lowest_wer_is_taken(copied):
+    change(copied, learning_rates=[1e-3, 2e-3, 3e-3, 4e-3])
+    comparison = compare_projectors.Comparison(load_experiment(copied))
+    folder = comparison.experiment.results / "search"
+    found = json.loads((folder / "moe_cif-1000-0.001.json").read_text())
+    with pytest.raises(ValueError, match=r"'moe_cif' was not tried at learning rates \[0\.002, 0\.003, 0\.004\]"):
+        comparison.best_learning_rate("moe_cif")
+    for rate, wer in ((1e-3, 30), (2e-3, 20), (3e-3, 20), (4e-3, None)):
+        found["learning_rate"], found["results"] = rate, {} if wer is None else {"validation": {"eval_wer": wer}}
+        (folder / f"moe_cif-1000-{rate:g}.json").write_text(json.dumps(found))
+    assert comparison.best_learning_rate("moe_cif") == 2e-3
+    assert comparison.best_learning_rate("top 1") == 2e-3
+
+
+def test_a_rate_at_which_training_diverges_is_a_finding(copied, monkeypatch):
+    change(copied, learning_rates=[1e-3, 5.0])
+
+    def diverge(*args, **kwargs):
+        raise FloatingPointError("the loss is not finite")
+
+    monkeypatch.setattr(compare_projectors, "run", diverge)
+    compare_projectors.main([str(copied), "search", "report"])
+    report = json.loads((load_experiment(copied).results / "report.json").read_text())
+    assert report["search"]["conv"]["5"] is None
+    markdown = (load_experiment(copied).results / "report.md").read_text()
+    assert "diverged" in markdown
+    assert "Best at an end of what was tried: conv, moe, cif, moe_cif, conv_wide;" in markdown
+    assert compare_projectors.Comparison(load_experiment(copied)).best_learning_rate("conv") == 1e-3
+
+
+def test_projectors_begin_alike_where_they_are_alike(parts, tmp_path):
+    experiment = load_experiment(write_experiment(tmp_path, parts))
+    states = {}
+    for arm in ARMS[:4]:
+        model, _ = compose_model(experiment, experiment.arm(arm).projector)
+        # What was drawn before must not matter.
+        torch.rand(len(states))
+        initialize_projector(model, 3)
+        states[arm] = {name: tensor.clone() for name, tensor in model.model.projector.state_dict().items()}
+    for name in states["moe"].keys() & states["moe_cif"].keys():
+        if states["moe"][name].shape == states["moe_cif"][name].shape:
+            assert torch.equal(states["moe"][name], states["moe_cif"][name]), name
+    # As far from zero as Transformers itself draws them; biases, CIF's among them, and scales are no chance.
+    for arm, state in states.items():
+        reference, _ = compose_model(experiment, experiment.arm(arm).projector)
+        for name, tensor in reference.model.projector.state_dict().items():
+            found, expected = state[name].float(), tensor.float()
+            if (expected == expected.ravel()[0]).all():
+                assert torch.equal(found, expected), name
+            else:
+                assert found.std().item() == pytest.approx(expected.std().item(), rel=0.6), name
+
+
+@pytest.mark.parametrize(("cif_target", "counts"), [("word", [2, 3]), ("character", [7, 12])])
+def test_cif_is_told_what_to_fire(fresh, cif_target, counts):
+    experiment, data = fresh
+    assert [count_targets(text, cif_target) for text in ("one two", "uno  dos tres ")] == counts
+    _, processor = compose_model(experiment, {"projector_type": "cif"})
+    inner = LlmAsrDataCollator(processor, hidden_states_column="audio_hidden_states")
+    rows = [data.datasets["train"][index] for index in (0, 2)]
+    assert TargetCollator(inner, cif_target)(rows)["target_lengths"].tolist() == counts
+    assert torch.equal(TargetCollator(inner, "token")(rows)["target_lengths"], inner(rows)["target_lengths"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": [0]}, "two or more different seeds"),
+        ({"seeds": [0, 0]}, "two or more different seeds"),
+        ({"search_seed": 1}, "`search_seed` \\(1\\) must not be one of `seeds`"),
+        ({"ablation_seeds": [7]}, "must be among `seeds`"),
+        ({"learning_rates": []}, "must not be empty"),
+        ({"training": {"seed": 3}}, r"must leave out \['seed'\]"),
+        ({"arms": {"conv": {"projector_type": "conv"}}}, r"lacks \['moe', 'cif', 'moe_cif'\]"),
+        ({"ablations": {"conv": {"like": "moe"}}}, r"\['conv'\] are `arms` already"),
+        ({"ablations": {"a": {"like": "b"}}}, "`like` of 'a' must be one of `arms`"),
+        ({"ablations": {"a": {"like": "cif", "cif_target": "phone"}}}, "`cif_target` of 'a' must be one of"),
+        ({"ablations": {"a": {"like": "conv", "match_parameters": "b"}}}, "`match_parameters` of 'a'"),
+        ({"ablations": {"a": {"like": "moe", "num_expert": 3}}}, "num_expert"),
+        ({"sedes": [0, 1]}, r"unknown fields \['sedes'\]"),
+    ],
+)
+def test_refuses_an_impossible_experiment(parts, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        load_experiment(write_experiment(tmp_path, parts, **changes))
+
+
+@pytest.mark.parametrize("name", ["recorded", "espeak"])
+def test_the_experiments_that_are_published_can_be_read(name):
+    experiment = load_experiment(Path(compare_projectors.__file__).parent / "comparison" / f"{name}.yaml")
+    assert set(ARMS) <= set(experiment.arms)
+    assert "top 1" in experiment.ablations
