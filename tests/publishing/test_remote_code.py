@@ -21,7 +21,9 @@ from transformers.dynamic_module_utils import get_imports, get_relative_import_f
 
 import llm_asr
 from llm_asr.modeling.configuration_llm_asr import PROJECTOR_TYPES
+from llm_asr.publishing.checkpoint_forms import save_checkpoint
 from llm_asr.publishing.remote_code import write_remote_code
+from llm_asr.training.lora import add_lora
 
 
 SOURCE = Path(llm_asr.__file__).parent
@@ -32,7 +34,7 @@ ALLOWED = ["transformers", "torch", "peft"]
 
 @pytest.fixture(scope="module")
 def published(parts, tmp_path_factory):
-    """Folders of published checkpoints, by projector type."""
+    """Folders of published checkpoints, by projector type, and a slim one with LoRA."""
     root = tmp_path_factory.mktemp("published")
     folders = {}
     for projector_type in PROJECTOR_TYPES:
@@ -40,6 +42,10 @@ def published(parts, tmp_path_factory):
         for part in compose(parts, projector_type):
             part.save_pretrained(folders[projector_type])
         write_remote_code(folders[projector_type])
+    folders["slim"] = root / "slim"
+    model, processor = compose(parts, "moe_cif")
+    save_checkpoint(add_lora(model, rank=2, init_lora_weights=False), processor, folders["slim"], form="slim")
+    write_remote_code(folders["slim"])
     return folders
 
 

@@ -1,6 +1,7 @@
 """Configuration of the speech encoder → projector → causal language model family."""
 
 import math
+import re
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
@@ -17,11 +18,52 @@ ROUTER_TYPES = ("linear", "mlp")
 ROUTING_LEVELS = ("frame", "utterance")
 MERGES = ("output", "parameters")
 ENCODER_PADDINGS = ("longest", "max_length")
+# The parts that a slim checkpoint refers to, by their names in the model.
+BACKBONES = ("audio_tower", "language_model")
+BACKBONE_DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+def check_backbones(backbones: dict) -> None:
+    """Raise a `ValueError` if `backbones` of [`LlmAsrConfig`] is malformed."""
+    _require(set(backbones) == set(BACKBONES), f"`backbones` must have {list(BACKBONES)}, got {sorted(backbones)}.")
+    for part, reference in backbones.items():
+        fields = ("name_or_path", "revision", "dtype", "sha256")
+        _require(
+            isinstance(reference, dict) and set(reference) == set(fields),
+            f"`backbones[{part!r}]` must have {list(fields)}, got {reference!r}.",
+        )
+        revision, digests = reference["revision"], reference["sha256"]
+        _require(
+            isinstance(reference["name_or_path"], str) and bool(reference["name_or_path"]),
+            f"`name_or_path` of `backbones[{part!r}]` must be a Hub id or a folder, got {reference['name_or_path']!r}.",
+        )
+        _require(
+            revision is None or (isinstance(revision, str) and re.fullmatch("[0-9a-f]{40}", revision) is not None),
+            f"`revision` of `backbones[{part!r}]` must be a commit, in 40 hexadecimal digits, got {revision!r}.",
+        )
+        _require(
+            reference["dtype"] in BACKBONE_DTYPES,
+            f"`dtype` of `backbones[{part!r}]` must be one of {list(BACKBONE_DTYPES)}, got {reference['dtype']!r}.",
+        )
+        _require(
+            isinstance(digests, dict) and bool(digests),
+            f"`sha256` of `backbones[{part!r}]` must have the digest of each file, got {digests!r}.",
+        )
+        for name, digest in digests.items():
+            _require(
+                not any(mark in name for mark in "/\\:\0") and name.endswith((".json", ".safetensors")),
+                f"`sha256` of `backbones[{part!r}]` names {name!r}, which is no file beside the others; this checkpoint is "
+                "not to be trusted.",
+            )
+            _require(
+                isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) is not None,
+                f"`sha256` of `backbones[{part!r}]` must have 64 hexadecimal digits for {name!r}, got {digest!r}.",
+            )
 
 
 @strict
@@ -264,6 +306,11 @@ class LlmAsrConfig(PreTrainedConfig):
             projector must see in use what it saw in training, so this is a part of the checkpoint.
         pad_token_id (`int`, *optional*):
             Padding token of the language model.
+        backbones (`dict`, *optional*):
+            Set in slim checkpoints, whose weights are those that were trained alone: where the speech encoder
+            (`"audio_tower"`) and the language model (`"language_model"`) come from. Each has a `name_or_path`, the
+            `revision` it is pinned to (a commit of the Hub; `None` for a local folder), the `dtype` that its weights had in
+            the model, and the `sha256` of each of its files.
 
     Example:
 
@@ -305,6 +352,7 @@ class LlmAsrConfig(PreTrainedConfig):
     encoder_padding: str = "longest"
     pad_token_id: int | None = None
     tie_word_embeddings: bool | None = None
+    backbones: dict | None = None
 
     def __post_init__(self, **kwargs):
         # For those without the package, a published checkpoint names a pipeline. Whoever has the package has that pipeline,
@@ -323,6 +371,8 @@ class LlmAsrConfig(PreTrainedConfig):
             f"`encoder_padding='max_length'` is for Whisper, whose windows have a fixed length, and `audio_config` has "
             f"model_type {self.audio_config.model_type!r}; use 'longest'.",
         )
+        if self.backbones is not None:
+            check_backbones(self.backbones)
         # The head belongs to the language model, so tying is its business; a copy here is what Transformers reads.
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationConfig
@@ -17,16 +17,18 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
-from .audio_tower import build_audio_tower, load_audio_tower, run_audio_tower
+from .audio_tower import build_audio_tower, run_audio_tower
 from .cif import AlphaProjection, quantity_loss
 from .configuration_llm_asr import LlmAsrConfig, LlmAsrProjectorConfig
 from .draft_head import DraftHead, draft_labels
 from .expert_balance import ExpertBalance
 from .generation_llm_asr import LlmAsrGenerationMixin
+from .loading_llm_asr import LlmAsrLoadingMixin
 from .merging import MergedInputs, find_audio_runs, merge_audio
 from .mixture_of_experts import Experts, TopKRouter
 from .projector_llm_asr import build_projector
 from .quantization import adopt_quantization, quantize_language_model_alone
+from .slim_checkpoint import load_parts
 
 
 # Above what is spoken and read in any script, and below what a repeating model writes.
@@ -146,7 +148,7 @@ class LlmAsrCausalLMOutputWithPast(ModelOutput):
     fire_times: torch.FloatTensor | None = None
 
 
-class LlmAsrPreTrainedModel(PreTrainedModel):
+class LlmAsrPreTrainedModel(LlmAsrLoadingMixin, PreTrainedModel):
     config: LlmAsrConfig
     config_class = LlmAsrConfig
     base_model_prefix = "model"
@@ -163,12 +165,20 @@ class LlmAsrPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, quantization_config=None, **kwargs):
-        """Like [`PreTrainedModel.from_pretrained`], but `quantization_config` is of the language model's layers alone."""
+        """
+        See [`LlmAsrLoadingMixin.from_pretrained`] and [`PreTrainedModel.from_pretrained`]; `quantization_config` is of the
+        language model's layers alone.
+        """
         if quantization_config is not None:
             quantization_config = quantize_language_model_alone(quantization_config)
         return super().from_pretrained(
             pretrained_model_name_or_path, *model_args, quantization_config=quantization_config, **kwargs
         )
+
+    @classmethod
+    def headed_class(cls) -> type["LlmAsrForConditionalGeneration"]:
+        """The class whose weights a checkpoint has: this one or, if it has no head, the one that has."""
+        return cls if issubclass(cls, LlmAsrForConditionalGeneration) else LlmAsrForConditionalGeneration
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -516,9 +526,7 @@ class LlmAsrForConditionalGeneration(LlmAsrPreTrainedModel, LlmAsrGenerationMixi
             # Looked up in Transformers' registry: `modeling` and `processing` do not import each other.
             processor = PROCESSOR_MAPPING[cls.config_class].from_audio_text_pretrained(audio, text)
         audio_kwargs, text_kwargs = audio_kwargs or {}, text_kwargs or {}
-        audio_config = AutoConfig.from_pretrained(audio, **_hub_kwargs(audio_kwargs))
-        audio_tower = load_audio_tower(audio, audio_config, **audio_kwargs)
-        text_model = AutoModelForCausalLM.from_pretrained(text, **text_kwargs)
+        audio_tower, text_model = load_parts(audio, text, audio_kwargs, text_kwargs)
         _check_plain_head(text_model)
         _make_room(text_model, processor.audio_token_id)
 
@@ -753,11 +761,6 @@ class LlmAsrForConditionalGeneration(LlmAsrPreTrainedModel, LlmAsrGenerationMixi
             "router_z_loss": self.config.projector_config.router_z_loss_coef,
         }
         return sum(coefficients[name] * loss for name, loss in losses.items())
-
-
-def _hub_kwargs(kwargs: dict) -> dict:
-    names = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder", "trust_remote_code")
-    return {name: value for name, value in kwargs.items() if name in names}
 
 
 def _all_eos_token_ids(tokenizer, text_generation_config: GenerationConfig) -> int | list[int]:

@@ -1,0 +1,183 @@
+"""What is checked of a checkpoint before any of its weights is read."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from safetensors import SafetensorError, safe_open
+from transformers.distributed.checkpoint import is_sharded_checkpoint
+from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
+
+
+# Digests of the weight files, in the format of the command `sha256sum`.
+CHECKSUMS_NAME = "SHA256SUMS"
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+def find_file(name_or_path: str | os.PathLike, file_name: str, **hub_kwargs) -> str | None:
+    """The path of a file of a local folder or of a repository of the Hub, or `None` if it has no such file."""
+    return cached_file(name_or_path, file_name, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
+
+
+def check_config(settings: Mapping, model_type: str, class_names: set[str], source: str | os.PathLike) -> None:
+    """
+    Raise a `ValueError` if a configuration is of another model or names another class.
+
+    Args:
+        settings (`Mapping`): What `config.json` says.
+        model_type (`str`): The one expected.
+        class_names (`set[str]`): Classes that the weights may be of.
+        source (`str` or `os.PathLike`): Where the configuration is from.
+    """
+    if settings.get("model_type") != model_type:
+        raise ValueError(
+            f"config.json of {str(source)!r} is that of a model of type {settings.get('model_type')!r}, and {model_type!r} is "
+            "expected; name another checkpoint, or load this one by its own class."
+        )
+    architectures = settings.get("architectures")
+    if architectures is not None and not class_names.issuperset(architectures):
+        raise ValueError(
+            f"config.json of {str(source)!r} says that its weights are of {architectures}, and one of "
+            f"{sorted(class_names)} is expected; load them by their own class."
+        )
+
+
+def find_weights(
+    name_or_path: str | os.PathLike, weights_name: str = SAFE_WEIGHTS_NAME, variant: str | None = None, **hub_kwargs
+) -> dict[str, str]:
+    """
+    The weight files of a checkpoint, fetched, and complete as far as they can be without their checksums: names stay within
+    the checkpoint, and no file is cut short or lacks what the index says it has.
+
+    Args:
+        name_or_path (`str` or `os.PathLike`): Local folder or Hub id.
+        weights_name (`str`, *optional*, defaults to `"model.safetensors"`): The file, if there is one alone.
+        variant (`str`, *optional*): As in `from_pretrained`.
+        hub_kwargs: `revision`, `token`, ... as in `from_pretrained`.
+
+    Returns:
+        `dict[str, str]`: Paths by name, the index among them.
+
+    Raises:
+        `OSError`: If there are none, in the safetensors format.
+        `ValueError`: If they cannot be trusted to be whole.
+    """
+    index_name = f"{weights_name}.index.json"
+    if variant is not None:
+        weights_name, index_name = (
+            f"{name.rpartition('.')[0]}.{variant}.{name.rpartition('.')[2]}" for name in (weights_name, index_name)
+        )
+    folder = os.path.join(name_or_path, hub_kwargs.get("subfolder") or "")
+    if weights_name == SAFE_WEIGHTS_NAME and is_sharded_checkpoint(folder):
+        # Shards of distributed training, which Transformers reads before all others.
+        paths = {name: os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.startswith("shard-")}
+        for name, path in paths.items():
+            _tensor_names(path, name)
+        return paths
+    path = find_file(name_or_path, weights_name, **hub_kwargs)
+    if path is not None:
+        _tensor_names(path, weights_name)
+        return {weights_name: path}
+    index_path = find_file(name_or_path, index_name, **hub_kwargs)
+    if index_path is None:
+        raise OSError(
+            f"{str(name_or_path)!r} has neither {weights_name} nor {index_name}; weights are read in the safetensors format "
+            "alone, which `save_pretrained` writes."
+        )
+    shards = _read_index(index_path, index_name)
+    paths = {index_name: index_path}
+    for shard, expected in shards.items():
+        paths[shard] = find_file(name_or_path, shard, **hub_kwargs)
+        if paths[shard] is None:
+            raise OSError(
+                f"{index_name} names the file {shard}, which {str(name_or_path)!r} does not have; fetch it again."
+            )
+        lacking = expected - _tensor_names(paths[shard], shard)
+        if lacking:
+            raise ValueError(
+                f"{shard} of {str(name_or_path)!r} lacks {len(lacking)} tensor(s) that {index_name} says it has, "
+                f"{min(lacking)!r} among them; fetch the checkpoint again."
+            )
+    return paths
+
+
+def _read_index(path: str, index_name: str) -> dict[str, set[str]]:
+    """Tensors by shard."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            weight_map = json.load(file)["weight_map"]
+        shards: dict[str, set[str]] = {}
+        for tensor, shard in weight_map.items():
+            shards.setdefault(shard, set()).add(tensor)
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index_name} ({path}) is not an index of weights; fetch the checkpoint again.") from error
+    for shard in shards:
+        check_file_name(shard, index_name)
+    return shards
+
+
+def check_file_name(name: str, source: str) -> None:
+    """Raise a `ValueError` if a name, read in `source`, is not that of a safetensors file beside it."""
+    if not isinstance(name, str) or not name.endswith(".safetensors") or any(mark in name for mark in "/\\:\0"):
+        raise ValueError(
+            f"{source} names the file {name!r}; only safetensors files beside it are read, so this checkpoint is not to be "
+            "trusted."
+        )
+
+
+def _tensor_names(path: str, name: str) -> set[str]:
+    try:
+        # Reads the header, and compares it with the file's length.
+        with safe_open(path, framework="pt") as file:
+            return set(file.keys())
+    except SafetensorError as error:
+        raise ValueError(f"{name} ({path}) is cut short or damaged ({error}); fetch it again.") from error
+
+
+def hash_files(paths: Mapping[str, str]) -> dict[str, str]:
+    """SHA-256 of files, by the names given."""
+
+    def digest(path):
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        return dict(zip(paths, pool.map(digest, paths.values()), strict=True))
+
+
+def check_digests(paths: Mapping[str, str], expected: Mapping[str, str], source: str, mend: str) -> None:
+    """
+    Raise a `ValueError` if files are not those whose digests were written down.
+
+    Args:
+        paths (`Mapping[str, str]`): Paths by name.
+        expected (`Mapping[str, str]`): SHA-256 by name.
+        source (`str`): Where those were written down.
+        mend (`str`): What is to be done if they differ.
+    """
+    unknown = sorted(set(paths) - set(expected))
+    if unknown:
+        raise ValueError(f"{source} says nothing of {unknown[0]} ({paths[unknown[0]]}), which would be read; {mend}.")
+    for name, found in hash_files(paths).items():
+        if found != expected[name]:
+            raise ValueError(
+                f"{name} ({paths[name]}) is not the file that {source} names: expected SHA-256 {expected[name]}, found "
+                f"{found}; {mend}."
+            )
+
+
+def check_checksums(name_or_path: str | os.PathLike, paths: Mapping[str, str], **hub_kwargs) -> None:
+    """Raise a `ValueError` if files of a checkpoint differ from its `SHA256SUMS`; it need not have any."""
+    path = find_file(name_or_path, CHECKSUMS_NAME, **hub_kwargs)
+    if path is None:
+        return
+    with open(path, encoding="utf-8") as file:
+        digests = dict(reversed(line.split(maxsplit=1)) for line in file.read().splitlines() if line.strip())
+    check_digests(
+        paths,
+        digests,
+        f"{CHECKSUMS_NAME} of {str(name_or_path)!r}",
+        f"fetch the checkpoint again or, if you have changed it yourself, remove {CHECKSUMS_NAME}",
+    )
