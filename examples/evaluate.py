@@ -339,7 +339,11 @@ def write_report(
     columns = everything[0].keys()
     languages = [row["language"] for row in rows] if "language" in columns else None
     tables = Tables(console)
-    report = {"normalizer": args.normalizer}
+    report = {
+        "dataset": {"name": args.dataset, "split": args.split, "on_hub": not os.path.exists(args.dataset)},
+        "language_told": args.tell_language,
+        "normalizer": args.normalizer,
+    }
     if rows:
         scored = {
             "references": texts,

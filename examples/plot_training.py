@@ -8,92 +8,9 @@ own, and those that no run logged are left out.
 """
 
 import argparse
-import json
-import re
-from contextlib import suppress
 from pathlib import Path
 
-from matplotlib import colormaps
-from matplotlib.figure import Figure
-
-
-# Titles and the names in the logs; a group in the pattern tells lines of one panel apart.
-PANELS = {
-    "loss": r"(eval_)?loss",
-    "lm_loss": r"lm_loss",
-    "quantity_loss": r"quantity_loss",
-    "draft_loss": r"draft_loss",
-    "router_aux_loss": r"router_aux_loss",
-    "router_z_loss": r"router_z_loss",
-    "gradient norm": r"grad_norm",
-    "learning rate": r"learning_rate(?:_(\w+))?",
-    "WER (%)": r"eval_wer(?:_(\w+))?",
-    "CER (%)": r"eval_cer(?:_(\w+))?",
-    "CIF length error (%)": r"length_error",
-    "expert entropy": r"expert_entropy",
-    "smallest share of an expert": r"expert_min_share",
-    "largest load over the mean": r"expert_max_violation",
-    "dead experts": r"dead_experts",
-    "audio hours per second": r"audio_hours_per_second",
-}
-NUM_COLUMNS = 3
-
-
-def read_history(run: Path) -> list[dict]:
-    """The logs of a run, in order, from whichever of its states has gone farthest."""
-    states = []
-    for file in [run / "trainer_state.json", *run.glob("checkpoint-*/trainer_state.json")]:
-        # The run may have been killed while it wrote one.
-        with suppress(FileNotFoundError, json.JSONDecodeError):
-            states.append(json.loads(file.read_text(encoding="utf-8")))
-    if not states:
-        raise ValueError(f"{run} and its checkpoints hold no trainer_state.json; pass the `output_dir` of a run.")
-    return max(states, key=lambda state: state["global_step"])["log_history"]
-
-
-def select_curves(history: list[dict], pattern: str) -> dict[str, tuple[list[int], list[float]]]:
-    """Steps and values of all names in the logs that fit a pattern, by what its group holds."""
-    curves: dict[str, tuple[list[int], list[float]]] = {}
-    for entry in history:
-        for name, value in entry.items():
-            match = re.fullmatch(pattern, name)
-            if match and isinstance(value, int | float):
-                steps, values = curves.setdefault((match.groups("") or ("",))[0].strip("_"), ([], []))
-                steps.append(entry["step"])
-                values.append(value)
-    return curves
-
-
-def plot(histories: dict[str, list[dict]], output: Path) -> Figure:
-    panels = {
-        title: {run: curves for run, history in histories.items() if (curves := select_curves(history, pattern))}
-        for title, pattern in PANELS.items()
-    }
-    panels = {title: runs for title, runs in panels.items() if runs}
-    if not panels:
-        raise ValueError(f"Nothing to draw: {', '.join(histories)} logged nothing yet.")
-    num_columns = min(NUM_COLUMNS, len(panels))
-    num_rows = -(-len(panels) // num_columns)
-    figure = Figure(figsize=(5 * num_columns, 3.2 * num_rows), layout="constrained")
-    for index, (title, runs) in enumerate(panels.items()):
-        axis = figure.add_subplot(num_rows, num_columns, index + 1)
-        axis.set_prop_cycle(color=colormaps["tab20"].colors)
-        for run, curves in runs.items():
-            for name, (steps, values) in curves.items():
-                label = ", ".join(part for part in (run if len(histories) > 1 else "", name) if part)
-                axis.plot(
-                    steps,
-                    values,
-                    marker="." if len(steps) < 50 else None,
-                    label=label or (title if len(curves) > 1 else "_"),
-                )
-        axis.set(title=title, xlabel="step")
-        axis.grid(alpha=0.3)
-        if axis.get_legend_handles_labels()[1]:
-            axis.legend(fontsize="small")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=120)
-    return figure
+from llm_asr.publishing.pictures import plot_curves, read_history
 
 
 def main() -> None:
@@ -101,7 +18,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="`output_dir` of a run.")
     parser.add_argument("--output", type=Path, default=Path("curves.png"), help="Picture to write.")
     args = parser.parse_args()
-    plot({str(run): read_history(run) for run in args.runs}, args.output)
+    plot_curves({str(run): read_history(run) for run in args.runs}, args.output)
 
 
 if __name__ == "__main__":

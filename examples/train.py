@@ -30,6 +30,7 @@ from llm_asr.training.feature_cache import cache_audio_hidden_states
 from llm_asr.training.filters import RowFilters
 from llm_asr.training.interruption import GracefulExit, ManifestCallback, last_complete_checkpoint
 from llm_asr.training.lora import add_lora
+from llm_asr.training.run_record import RunRecord
 from llm_asr.training.trainer import LlmAsrTrainer
 from llm_asr.training.watching import SampleTranscripts, WatchingCallback
 
@@ -180,7 +181,8 @@ def main(argv: list[str]) -> None:
     )
 
     graceful_exit = GracefulExit()
-    for callback in (graceful_exit, ManifestCallback(), WatchingCallback(trainer)):
+    record = RunRecord(trainer, model_args, data_args)
+    for callback in (graceful_exit, record, ManifestCallback(), WatchingCallback(trainer)):
         trainer.add_callback(callback)
     if model.config.projector_config.uses_experts:
         trainer.add_callback(ExpertUsageCallback(trainer))

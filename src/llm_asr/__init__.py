@@ -23,6 +23,18 @@ AutoProcessor.register(LlmAsrConfig, LlmAsrProcessor)
 # In place rather than through `register_pipeline`, which would warn and drop the task's default model.
 PIPELINE_REGISTRY.supported_tasks["automatic-speech-recognition"]["impl"] = LlmAsrPipeline
 
+
+def _upload_modified_files(self, *args, **kwargs):
+    # Slow to import, and few need it.
+    from .publishing.push import upload_saved
+
+    return upload_saved(self, *args, **kwargs)
+
+
+# What the code in a checkpoint cannot do, since it ships without the rest of the package.
+LlmAsrPreTrainedModel._upload_modified_files = _upload_modified_files
+LlmAsrProcessor._upload_modified_files = _upload_modified_files
+
 __all__ = [
     "LlmAsrConfig",
     "LlmAsrForConditionalGeneration",

@@ -3,12 +3,18 @@
 import argparse
 import sys
 
-from . import exporting, transcribing
+from . import describing, exporting, inspecting, pushing, transcribing
 from .transcribing import UsageError
 
 
 # Each has `add_arguments(parser)` and `run(args) -> exit status`, and says in its docstring what it is.
-COMMANDS = {"transcribe": transcribing, "export": exporting}
+COMMANDS = {
+    "transcribe": transcribing,
+    "inspect": inspecting,
+    "card": describing,
+    "push": pushing,
+    "export": exporting,
+}
 
 
 def make_parser() -> argparse.ArgumentParser:

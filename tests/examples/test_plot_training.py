@@ -33,7 +33,7 @@ def titles(figure):
 
 
 def test_each_quantity_that_was_logged_has_a_panel(tmp_path):
-    figure = plot_training.plot({"run": HISTORY}, tmp_path / "new" / "curves.png")
+    figure = plot_training.plot_curves({"run": HISTORY}, tmp_path / "new" / "curves.png")
     assert titles(figure) == ["loss", "lm_loss", "learning rate", "WER (%)", "CIF length error (%)", "expert entropy"]
     assert (tmp_path / "new" / "curves.png").read_bytes().startswith(b"\x89PNG")
     wer = figure.axes[titles(figure).index("WER (%)")]
@@ -43,7 +43,7 @@ def test_each_quantity_that_was_logged_has_a_panel(tmp_path):
 
 
 def test_runs_share_panels(tmp_path):
-    figure = plot_training.plot({"a": HISTORY, "b": HISTORY[:1]}, tmp_path / "curves.png")
+    figure = plot_training.plot_curves({"a": HISTORY, "b": HISTORY[:1]}, tmp_path / "curves.png")
     labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert labels == ["a", "a, eval", "b"]
 
@@ -62,4 +62,4 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="pass the `output_dir` of a run"):
         plot_training.read_history(tmp_path)
     with pytest.raises(ValueError, match="Nothing to draw: run"):
-        plot_training.plot({"run": []}, tmp_path / "curves.png")
+        plot_training.plot_curves({"run": []}, tmp_path / "curves.png")
