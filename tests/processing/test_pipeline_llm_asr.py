@@ -137,6 +137,22 @@ def test_whatever_the_caller_wants_of_generate_a_text_comes_back(transcriber, re
     assert transcriber(recordings[0], generate_kwargs=options)["text"] == expected[0]
 
 
+def test_the_limit_by_the_length_of_a_recording_holds_unless_the_caller_sets_one(checkpoint, recordings):
+    transcriber = pipeline(TASK, model=checkpoint)
+    config = transcriber.model.generation_config
+    # Nothing else ends a transcript.
+    config.suppress_tokens = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    request = transcriber.processor.apply_transcription_request(recordings[0], identify_language=True)
+    limited = transcriber.model.generate(**request)
+    assert limited.shape[1] < 200
+    assert transcriber(recordings[0])["text"] == transcriber.processor.batch_decode(limited)[0]
+    longer = transcriber.model.generate(**request, max_new_tokens=limited.shape[1] + 50)
+    asked = transcriber(recordings[0], generate_kwargs={"max_new_tokens": longer.shape[1]})["text"]
+    assert asked == transcriber.processor.batch_decode(longer)[0] != transcriber.processor.batch_decode(limited)[0]
+    unlimited = transcriber(recordings[0], generate_kwargs={"max_new_tokens_per_second": None})["text"]
+    assert len(unlimited) > len(asked)
+
+
 def test_decoding_is_greedy_unless_told(transcriber, recordings, expected):
     assert texts(transcriber(recordings, **GENERATE)) == expected
     assert texts(transcriber(recordings, num_beams=3, **GENERATE)) != expected

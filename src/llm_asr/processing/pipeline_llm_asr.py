@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from tqdm.auto import tqdm
 from transformers import AutomaticSpeechRecognitionPipeline, GenerationConfig
@@ -195,6 +195,17 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
             # Something must go through the model, for every recording has a result.
             yield Segment(start=0.0, waveform=beginning[:sampling_rate], sampling_rate=sampling_rate), False
 
+    def _prepare_generate_kwargs(self, generate_kwargs, **overrides):
+        defaults = self._generation_defaults
+        asked = {**self._generate_kwargs, **generate_kwargs}
+        if self.model._option("max_new_tokens_per_second", asked) is not None:
+            # Passed on, the default would be taken for a length that the caller has set, which lifts the model's own limit.
+            self._generation_defaults = {name: value for name, value in defaults.items() if name != "max_new_tokens"}
+        try:
+            return super()._prepare_generate_kwargs(generate_kwargs, **overrides)
+        finally:
+            self._generation_defaults = defaults
+
     def _forward(self, model_inputs, **generate_kwargs):
         piece = {name: model_inputs.pop(name) for name in ("is_last", "has_speech", "start", "end")}
         outputs = self.model.generate(
@@ -207,43 +218,76 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
         return piece
 
     def postprocess(self, model_outputs, return_timestamps=False, language=None):
-        text = ""
-        chunks: list[dict] = []
-        seconds: Counter[str | None] = Counter()
-        for piece in model_outputs:
-            decoded = self.processor.decode(piece["tokens"][0], return_language=True)
-            if not piece["has_speech"] or not decoded["text"]:
-                continue
-            spoken = language or decoded["language"]
-            seconds[spoken] += piece["end"] - piece["start"]
-            text += ("" if not text or spoken in UNSPACED_LANGUAGES else " ") + decoded["text"]
-            if return_timestamps:
-                chunks += self._chunks(piece, decoded["text"], spoken, return_timestamps)
-        result = {"text": text, "language": seconds.most_common(1)[0][0] if seconds else language}
-        return {**result, "chunks": chunks} if return_timestamps else result
-
-    def _chunks(self, piece: dict, text: str, language: str | None, return_timestamps: bool | str) -> list[dict]:
-        """When a segment's parts were spoken, as far as that is known."""
-        start, end = piece["start"], piece["end"]
-        chunks = [{"text": text, "timestamp": (start, end)}]
-        if "alphas" in piece and piece["alphas"].any():
-            decoded = self.processor.decode(
-                piece["tokens"][0],
-                output_offsets=return_timestamps,
-                alphas=piece["alphas"][0],
-                frame_period=self.model.config.projector_frame_period,
-            )
-            chunks = [
-                {"text": part["text"], "timestamp": tuple(min(start + time, end) for time in part["timestamp"])}
-                for part in decoded["offsets"]
-            ]
-        if return_timestamps == "word":
-            return chunks
-        details = {"language": language}
-        for name, scores in (("avg_logprob", "avg_logprobs"), ("no_speech_prob", "no_speech_probs")):
-            if scores in piece:
-                details[name] = float(piece[scores][0])
-        return [{**chunk, **details} for chunk in chunks]
+        frame_period = self.model.config.projector_frame_period
+        return join_pieces(model_outputs, self.processor, frame_period, return_timestamps, language)
 
 
-__all__ = ["LlmAsrPipeline"]
+def join_pieces(
+    pieces: Iterable[dict],
+    processor: LlmAsrProcessor,
+    frame_period: float,
+    return_timestamps: bool | str = False,
+    language: str | None = None,
+) -> dict:
+    """
+    Join what has been generated for the segments of a recording.
+
+    Args:
+        pieces (`Iterable[dict]`): In order, each with `has_speech`, `start` and `end` in seconds, and, as `generate` returns
+            them for one row, `tokens` and possibly `alphas`, `avg_logprobs` and `no_speech_probs`.
+        processor ([`LlmAsrProcessor`]): Of the model.
+        frame_period (`float`): Seconds from one of `alphas` to the next.
+        return_timestamps (`bool` or `str`, *optional*, defaults to `False`): See [`LlmAsrPipeline`].
+        language (`str`, *optional*): English name of the language; without it, what the model has named is reported.
+
+    Returns:
+        `dict`: `{"text", "language"}` and possibly `chunks`, as [`LlmAsrPipeline`] returns them.
+    """
+    text = ""
+    chunks: list[dict] = []
+    seconds: Counter[str | None] = Counter()
+    for piece in pieces:
+        decoded = processor.decode(piece["tokens"][0], return_language=True)
+        if not piece["has_speech"] or not decoded["text"]:
+            continue
+        spoken = language or decoded["language"]
+        seconds[spoken] += piece["end"] - piece["start"]
+        text += ("" if not text or spoken in UNSPACED_LANGUAGES else " ") + decoded["text"]
+        if return_timestamps:
+            chunks += _chunks(piece, decoded["text"], spoken, processor, frame_period, return_timestamps)
+    result = {"text": text, "language": seconds.most_common(1)[0][0] if seconds else language}
+    return {**result, "chunks": chunks} if return_timestamps else result
+
+
+def _chunks(
+    piece: dict,
+    text: str,
+    language: str | None,
+    processor: LlmAsrProcessor,
+    frame_period: float,
+    return_timestamps: bool | str,
+) -> list[dict]:
+    """When a segment's parts were spoken, as far as that is known."""
+    start, end = piece["start"], piece["end"]
+    chunks = [{"text": text, "timestamp": (start, end)}]
+    if "alphas" in piece and piece["alphas"].any():
+        decoded = processor.decode(
+            piece["tokens"][0],
+            output_offsets=return_timestamps,
+            alphas=piece["alphas"][0],
+            frame_period=frame_period,
+        )
+        chunks = [
+            {"text": part["text"], "timestamp": tuple(min(start + time, end) for time in part["timestamp"])}
+            for part in decoded["offsets"]
+        ]
+    if return_timestamps == "word":
+        return chunks
+    details = {"language": language}
+    for name, scores in (("avg_logprob", "avg_logprobs"), ("no_speech_prob", "no_speech_probs")):
+        if scores in piece:
+            details[name] = float(piece[scores][0])
+    return [{**chunk, **details} for chunk in chunks]
+
+
+__all__ = ["LlmAsrPipeline", "join_pieces"]

@@ -1,0 +1,275 @@
+"""The HTTP server: OpenAI's transcription API over a [`Transcriber`]."""
+
+import asyncio
+import hmac
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
+
+from .admission import Admission
+from .engine import Decoding, EngineDeadError
+from .errors import ApiError
+from .formats import delta_event, done_event, error_event, make_response
+from .parameters import TranscriptionParameters, read_parameters
+from .settings import ServerSettings
+from .transcriber import PromptTooLongError, Transcriber, UnusableRecordingError
+from .transcriber import Request as Job
+from .uploads import read_upload
+
+
+logger = logging.getLogger(__name__)
+
+
+class Server:
+    """
+    Answers `POST /v1/audio/transcriptions`, `GET /v1/models`, `/health` and `/metrics`.
+
+    Args:
+        transcriber ([`Transcriber`])
+        settings ([`ServerSettings`])
+        model_names (`tuple[str, ...]`): What clients may call the model.
+        default_temperature (`float`): Where a client names none.
+    """
+
+    def __init__(
+        self,
+        transcriber: Transcriber,
+        settings: ServerSettings,
+        model_names: tuple[str, ...],
+        default_temperature: float = 0.0,
+    ):
+        self.transcriber = transcriber
+        self.settings = settings
+        self.model_names = model_names
+        self.default_temperature = default_temperature
+        self.admission = Admission(settings.max_requests)
+        self.metrics = transcriber.metrics
+        self.metrics.requests_in_progress.set_function(lambda: self.admission.num_requests)
+        self.metrics.front_end_queue.set_function(lambda: transcriber.front_end.batcher.num_queued)
+        self.started = int(time.time())
+
+    def make_app(self) -> Starlette:
+        """The ASGI application."""
+        return Starlette(
+            routes=[
+                Route("/v1/audio/transcriptions", _Endpoint(self), methods=["POST"]),
+                Route("/v1/models", self.list_models, methods=["GET"]),
+                Route("/v1/models/{name:path}", self.show_model, methods=["GET"]),
+                Route("/health", self.show_health, methods=["GET"]),
+                Route("/metrics", self.show_metrics, methods=["GET"]),
+            ],
+            exception_handlers={
+                ApiError: _answer_error,
+                HTTPException: _answer_http_error,
+                Exception: _answer_failure,
+            },
+            lifespan=self._lifespan,
+        )
+
+    @asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        await self.transcriber.start()
+        try:
+            yield
+        finally:
+            await self.transcriber.stop()
+
+    def authorize(self, request: Request) -> None:
+        """
+        Raises:
+            `ApiError`: 401, if a key is wanted, and this is not it.
+        """
+        if self.settings.api_key is None:
+            return
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        # In constant time, lest it be guessed byte by byte.
+        is_key = hmac.compare_digest(key.strip().encode(), self.settings.api_key.encode())
+        if scheme.lower() != "bearer" or not is_key:
+            raise ApiError(
+                401,
+                "The API key is missing or wrong; send it as `Authorization: Bearer KEY`.",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+
+    async def list_models(self, request: Request) -> Response:
+        self.authorize(request)
+        return JSONResponse({"object": "list", "data": [self._model(name) for name in self.model_names]})
+
+    async def show_model(self, request: Request) -> Response:
+        self.authorize(request)
+        name = request.path_params["name"]
+        if name not in self.model_names:
+            raise ApiError(404, f"The model {name!r} does not exist.", "model", "model_not_found")
+        return JSONResponse(self._model(name))
+
+    def _model(self, name: str) -> dict:
+        return {"id": name, "object": "model", "created": self.started, "owned_by": "llm-asr"}
+
+    async def show_health(self, request: Request) -> Response:
+        try:
+            await self.transcriber.engine.check_health()
+        except EngineDeadError as error:
+            raise ApiError(503, str(error), code="engine_dead") from error
+        return JSONResponse({"status": "ok"})
+
+    async def show_metrics(self, request: Request) -> Response:
+        return Response(self.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+    async def transcribe(self, request: Request, send: Send) -> None:
+        """
+        Raises:
+            `ApiError`: Before anything has been sent.
+        """
+        self.authorize(request)
+        with self.admission.enter():
+            upload = await read_upload(request, self.settings.max_upload_bytes, self.settings.upload_timeout_s)
+            projector = self.transcriber.front_end.model.config.projector_config
+            parameters = read_parameters(
+                upload.fields, self.model_names, self.transcriber.processor, projector.uses_cif
+            )
+            temperature = self.default_temperature if parameters.temperature is None else parameters.temperature
+            is_verbose = parameters.response_format == "verbose_json"
+            decoding = Decoding(temperature, output_confidence=is_verbose)
+            job = Job(upload.recording, parameters.language, parameters.prompt, decoding)
+            answer = self._stream if parameters.stream else self._answer
+            await _while_connected(answer(job, parameters, send), request.receive)
+
+    async def _run(self, job: Job, on_text: Callable[[str], None] | None = None):
+        try:
+            transcript = await self.transcriber.transcribe(job, on_text)
+        except UnusableRecordingError as error:
+            raise ApiError(400, str(error), "file", "invalid_audio") from error
+        except PromptTooLongError as error:
+            raise ApiError(400, str(error), "prompt") from error
+        except EngineDeadError as error:
+            raise ApiError(503, str(error), code="engine_dead") from error
+        self.metrics.audio_seconds.inc(transcript.duration)
+        return transcript
+
+    async def _answer(self, job: Job, parameters: TranscriptionParameters, send: Send) -> None:
+        transcript = await self._run(job)
+        response = make_response(self.transcriber, transcript, parameters, job.decoding.temperature)
+        await _send(response, send)
+
+    async def _stream(self, job: Job, parameters: TranscriptionParameters, send: Send) -> None:
+        """
+        Nothing is sent before something is known: until then a failure has a status of its own. From then on, it is an
+        event.
+        """
+        parts: asyncio.Queue[str | None] = asyncio.Queue()
+        run = asyncio.create_task(self._run(job, parts.put_nowait))
+        run.add_done_callback(lambda _: parts.put_nowait(None))
+        try:
+            text = await parts.get()
+            if text is None and run.exception() is not None:
+                raise run.exception()
+            headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            while text is not None:
+                await _send_event(delta_event(text), send)
+                text = await parts.get()
+            try:
+                transcript = await run
+                result = self.transcriber.join(transcript, parameters.language, return_timestamps=False)
+                last = done_event(result["text"], transcript)
+            except ApiError as error:
+                last = error_event(error.body)
+            except Exception:
+                logger.exception("A transcription failed half-way.")
+                last = error_event(_internal_error().body)
+            await _send_event(last, send)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            run.cancel()
+
+
+class _Endpoint:
+    """`POST /v1/audio/transcriptions` as an ASGI application, which knows when its client leaves."""
+
+    def __init__(self, server: Server):
+        self.server = server
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        metrics, status = self.server.metrics, 499
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        request = Request(scope, receive)
+        with metrics.request_seconds.time():
+            try:
+                await self.server.transcribe(request, send_and_note)
+            except ClientDisconnect:
+                pass
+            except ApiError as error:
+                await _send(error.response(), send_and_note)
+            except Exception:
+                logger.exception("A transcription failed.")
+                await _send(_internal_error().response(), send_and_note)
+            finally:
+                metrics.requests.labels(status).inc()
+
+
+async def _while_connected(work: Coroutine, receive: Receive) -> None:
+    """
+    Do `work` unless the client leaves.
+
+    Raises:
+        `ClientDisconnect`: If it does.
+    """
+
+    async def wait_for_disconnect() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    worker, watcher = asyncio.create_task(work), asyncio.create_task(wait_for_disconnect())
+    try:
+        await asyncio.wait({worker, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if not worker.done():
+            raise ClientDisconnect
+        await worker
+    finally:
+        for task in (worker, watcher):
+            task.cancel()
+        await asyncio.gather(worker, watcher, return_exceptions=True)
+
+
+async def _send(response: Response, send: Send) -> None:
+    await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
+    await send({"type": "http.response.body", "body": response.body})
+
+
+async def _send_event(event: bytes, send: Send) -> None:
+    await send({"type": "http.response.body", "body": event, "more_body": True})
+
+
+def _internal_error() -> ApiError:
+    # What went wrong is for the log: it may name files, or quote what someone said.
+    return ApiError(500, "The server failed to answer; its log says why.", code="internal_error")
+
+
+async def _answer_error(request: Request, error: ApiError) -> Response:
+    return error.response()
+
+
+async def _answer_http_error(request: Request, error: HTTPException) -> Response:
+    response = ApiError(error.status_code, f"{error.detail}: {request.method} {request.url.path}").response()
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _answer_failure(request: Request, error: Exception) -> Response:
+    return _internal_error().response()

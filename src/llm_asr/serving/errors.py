@@ -1,0 +1,43 @@
+"""Errors in the shape in which OpenAI's API reports them, which its clients turn into exceptions."""
+
+from starlette.responses import JSONResponse
+
+
+class ApiError(Exception):
+    """
+    A request is refused, or has failed.
+
+    Args:
+        status (`int`): Of HTTP.
+        message (`str`): For the one who wrote the request.
+        param (`str`, *optional*): The form field it is about.
+        code (`str`, *optional*): For programs to tell errors apart.
+        headers (`dict[str, str]`, *optional*): Of the response.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ):
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+        self.headers = headers
+
+    @property
+    def body(self) -> dict:
+        """`{"error": {"message", "type", "param", "code"}}`."""
+        if self.status >= 500:
+            kind = "server_error"
+        else:
+            kind = "rate_limit_error" if self.status == 429 else "invalid_request_error"
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.body, self.status, self.headers)

@@ -1,0 +1,91 @@
+"""The front end at work: segments of speech in, prompt embeddings out, in dynamic batches."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers.feature_extraction_utils import BatchFeature
+
+from ..processing.processing_llm_asr import LlmAsrProcessor
+from ..processing.segmentation import Segment
+from ..publishing.front_end import LlmAsrFrontEnd, PromptEmbeds
+from .batching import DynamicBatcher
+from .settings import ServerSettings
+
+
+class FrontEndRunner:
+    """
+    Features are extracted for each segment by itself, in threads; what follows is computed in batches, on one device.
+
+    Args:
+        folder (`Path`): The exported front end.
+        dtype (`str`): Of its weights; `"auto"` for that in which they were saved.
+        device (`torch.device`): Where it is to run.
+        settings ([`ServerSettings`]): Sizes of batches.
+        on_batch (`Callable[[int], None]`): Told the number of segments of each batch.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        dtype: str,
+        device: torch.device,
+        settings: ServerSettings,
+        on_batch: Callable[[int], None],
+    ):
+        self.processor = LlmAsrProcessor.from_pretrained(folder)
+        self.model = LlmAsrFrontEnd.from_pretrained(folder, dtype=dtype).to(device).eval()
+        self._extractors = ThreadPoolExecutor(thread_name_prefix="features")
+        self._executor = ThreadPoolExecutor(1, "front-end")
+        self.batcher: DynamicBatcher[BatchFeature, PromptEmbeds] = DynamicBatcher(
+            self._encode,
+            self._executor,
+            max_items=settings.batch_size,
+            max_size=settings.batch_seconds,
+            max_wait_s=settings.batch_wait_ms / 1000,
+            max_queued=settings.max_requests,
+            on_batch=on_batch,
+        )
+
+    def start(self) -> None:
+        self.batcher.start()
+
+    async def stop(self) -> None:
+        await self.batcher.stop()
+        for executor in (self._extractors, self._executor):
+            executor.shutdown(cancel_futures=True)
+
+    async def encode(self, segment: Segment, language: str | None, prompt: str | None) -> PromptEmbeds:
+        """
+        What the language model is to continue.
+
+        Args:
+            segment ([`Segment`]): No longer than the speech encoder takes.
+            language (`str`, *optional*): Code or English name. Without it the model is to name the language.
+            prompt (`str`, *optional*): Context.
+        """
+        loop = asyncio.get_running_loop()
+        inputs = await loop.run_in_executor(
+            self._extractors,
+            lambda: self.processor.apply_transcription_request(
+                segment.waveform, language=language, prompt=prompt, identify_language=language is None
+            ),
+        )
+        return await self.batcher.submit(inputs, segment.end - segment.start)
+
+    def _encode(self, requests: list[BatchFeature]) -> list[PromptEmbeds]:
+        batch = {name: pad_rows([request[name][0] for request in requests]) for name in requests[0]}
+        return self.model(**{name: rows.to(self.model.device) for name, rows in batch.items()})
+
+
+def pad_rows(rows: list[torch.Tensor]) -> torch.Tensor:
+    """Tensors of one row each in a batch, padded with zeros at the end of every axis, where their masks are zero too."""
+    sizes = [max(lengths) for lengths in zip(*(row.shape for row in rows), strict=True)]
+    padded = []
+    for row in rows:
+        missing = [size - length for size, length in zip(sizes, row.shape, strict=True)]
+        padded.append(nn.functional.pad(row, [amount for axis in reversed(missing) for amount in (0, axis)]))
+    return torch.stack(padded)

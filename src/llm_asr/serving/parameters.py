@@ -1,0 +1,143 @@
+"""The form fields of a transcription request, checked."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from ..processing.processing_llm_asr import LlmAsrProcessor
+from .errors import ApiError
+
+
+RESPONSE_FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
+GRANULARITIES = ("segment", "word")
+FIELDS = (
+    *("model", "language", "prompt", "temperature", "response_format", "stream"),
+    *("timestamp_granularities", "chunking_strategy"),
+)
+
+
+@dataclass
+class TranscriptionParameters:
+    """
+    Attributes:
+        language (`str`, *optional*): English name.
+        prompt (`str`, *optional*): Context.
+        temperature (`float`, *optional*): As the checkpoint has it, if absent.
+        response_format (`str`): One of `RESPONSE_FORMATS`.
+        granularities (`tuple[str, ...]`): Of the times in `verbose_json`, each one of `GRANULARITIES`.
+        stream (`bool`): Whether text is sent as it is written.
+    """
+
+    language: str | None
+    prompt: str | None
+    temperature: float | None
+    response_format: str
+    granularities: tuple[str, ...]
+    stream: bool
+
+    @property
+    def needs_words(self) -> bool:
+        return "word" in self.granularities
+
+
+def read_parameters(
+    fields: list[tuple[str, str]], model_names: tuple[str, ...], processor: LlmAsrProcessor, has_word_times: bool
+) -> TranscriptionParameters:
+    """
+    Args:
+        fields (`list[tuple[str, str]]`): Names and values, as they were sent.
+        model_names (`tuple[str, ...]`): Names that the model goes by.
+        processor ([`LlmAsrProcessor`]): Of the model.
+        has_word_times (`bool`): Whether its projector can tell when words were spoken.
+
+    Raises:
+        `ApiError`: If a field is not known or not possible.
+    """
+    values: dict[str, list[str]] = defaultdict(list)
+    for name, value in fields:
+        values[name.removesuffix("[]")].append(value)
+    for name, given in values.items():
+        if name not in FIELDS:
+            raise ApiError(400, f"`{name}` is not supported; supported are {', '.join(FIELDS)}.", name)
+        if len(given) > 1 and name != "timestamp_granularities":
+            raise ApiError(400, f"`{name}` is given {len(given)} times.", name)
+    single = {name: given[0] for name, given in values.items() if given[0] != ""}
+
+    if single.get("model", model_names[0]) not in model_names:
+        raise ApiError(
+            404,
+            f"The model {single['model']!r} does not exist; served is {', '.join(model_names)}.",
+            "model",
+            "model_not_found",
+        )
+    if single.get("chunking_strategy", "auto") != "auto":
+        raise ApiError(400, "`chunking_strategy` can only be 'auto'.", "chunking_strategy")
+    response_format = single.get("response_format", "json")
+    if response_format not in RESPONSE_FORMATS:
+        raise _not_one_of("response_format", response_format, RESPONSE_FORMATS)
+    stream = single.get("stream", "false").lower()
+    if stream not in ("true", "false"):
+        raise _not_one_of("stream", stream, ("true", "false"))
+    if stream == "true" and response_format not in ("json", "text"):
+        raise ApiError(
+            400, f"`stream` works with `response_format` 'json' or 'text', got {response_format!r}.", "stream"
+        )
+    return TranscriptionParameters(
+        language=_language(single, processor),
+        prompt=_prompt(single, processor),
+        temperature=_temperature(single),
+        response_format=response_format,
+        granularities=_granularities(values["timestamp_granularities"], response_format, has_word_times),
+        stream=stream == "true",
+    )
+
+
+def _not_one_of(name: str, value: str, choices: tuple[str, ...]) -> ApiError:
+    return ApiError(400, f"`{name}` must be one of {', '.join(choices)}, got {value!r}.", name)
+
+
+def _language(single: dict[str, str], processor: LlmAsrProcessor) -> str | None:
+    try:
+        return processor.language_name(single.get("language"))
+    except ValueError as error:
+        raise ApiError(400, str(error), "language", "unsupported_language") from error
+
+
+def _prompt(single: dict[str, str], processor: LlmAsrProcessor) -> str | None:
+    prompt = single.get("prompt")
+    try:
+        # As it will be rendered; the recording is not read.
+        processor.apply_transcription_request("", prompt=prompt, tokenize=False)
+    except ValueError as error:
+        raise ApiError(400, str(error), "prompt") from error
+    return prompt
+
+
+def _temperature(single: dict[str, str]) -> float | None:
+    if "temperature" not in single:
+        return None
+    try:
+        temperature = float(single["temperature"])
+    except ValueError:
+        temperature = float("nan")
+    if not 0 <= temperature <= 1:
+        raise ApiError(
+            400, f"`temperature` must be a number from 0 to 1, got {single['temperature']!r}.", "temperature"
+        )
+    return temperature
+
+
+def _granularities(given: list[str], response_format: str, has_word_times: bool) -> tuple[str, ...]:
+    for granularity in given:
+        if granularity not in GRANULARITIES:
+            raise _not_one_of("timestamp_granularities", granularity, GRANULARITIES)
+    if given and response_format != "verbose_json":
+        raise ApiError(
+            400, "`timestamp_granularities` needs `response_format` 'verbose_json'.", "timestamp_granularities"
+        )
+    if "word" in given and not has_word_times:
+        raise ApiError(
+            400,
+            "This model does not know when words were spoken (its projector has no CIF); ask for 'segment'.",
+            "timestamp_granularities",
+        )
+    return tuple(dict.fromkeys(given)) or ("segment",)

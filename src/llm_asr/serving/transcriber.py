@@ -1,0 +1,208 @@
+"""From an uploaded recording to its transcript: segments through the front end and the engine, many at a time."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ..processing.pipeline_llm_asr import join_pieces
+from ..processing.segmentation import Segment
+from .engine import Decoding, Engine, NewTokens
+from .front_end_runner import FrontEndRunner
+from .metrics import Metrics
+from .recordings import SegmentReader, UnusableRecordingError
+from .settings import ServerSettings
+from .text_stream import TextStream
+
+
+# Where the checkpoint sets no limit; without one, a transcript that never ends would fill the context.
+DEFAULT_MAX_NEW_TOKENS = 1024
+
+
+class PromptTooLongError(ValueError):
+    """The context leaves no room for a transcript."""
+
+
+@dataclass
+class Request:
+    """
+    What is to be transcribed, and how.
+
+    Args:
+        recording (`bytes`): Contents of an audio file.
+        language (`str`, *optional*): English name of the language.
+        prompt (`str`, *optional*): Context.
+        decoding ([`Decoding`]): For the engine.
+    """
+
+    recording: bytes
+    language: str | None
+    prompt: str | None
+    decoding: Decoding
+
+
+@dataclass
+class Transcript:
+    """
+    Attributes:
+        pieces (`list[dict]`): What has been found in each segment; see [`join_pieces`].
+        duration (`float`): Seconds of the recording.
+        num_prompt_tokens, num_new_tokens (`int`): Embeddings that the language model has read, and tokens it has written.
+    """
+
+    pieces: list[dict] = field(default_factory=list)
+    duration: float = 0.0
+    num_prompt_tokens: int = 0
+    num_new_tokens: int = 0
+
+
+@dataclass
+class Run:
+    """A segment that is worked on."""
+
+    segment: Segment
+    # Ends with `None`.
+    tokens: asyncio.Queue = field(default_factory=asyncio.Queue)
+    alphas: np.ndarray | None = None
+    num_prompt_tokens: int = 0
+
+
+class Transcriber:
+    """
+    Args:
+        front_end ([`FrontEndRunner`])
+        engine ([`Engine`])
+        settings ([`ServerSettings`])
+        metrics ([`Metrics`])
+    """
+
+    def __init__(self, front_end: FrontEndRunner, engine: Engine, settings: ServerSettings, metrics: Metrics):
+        self.front_end = front_end
+        self.engine = engine
+        self.settings = settings
+        self.metrics = metrics
+
+    @property
+    def processor(self):
+        return self.front_end.processor
+
+    async def start(self) -> None:
+        """Load what is not loaded yet, and transcribe a second of noise, for which the first client would wait otherwise."""
+        await self.engine.start()
+        self.front_end.start()
+        noise = np.random.default_rng(0).normal(0, 0.1, self.processor.sampling_rate).astype(np.float32)
+        run = Run(Segment(0.0, noise, self.processor.sampling_rate))
+        await self._work(run, Request(b"", None, None, Decoding(temperature=0.0)))
+
+    async def stop(self) -> None:
+        await self.front_end.stop()
+        await self.engine.stop()
+
+    async def transcribe(self, request: Request, on_text: Callable[[str], None] | None = None) -> Transcript:
+        """
+        Args:
+            request ([`Request`])
+            on_text (`Callable[[str], None]`, *optional*): Told each part of the text as soon as it is known.
+
+        Raises:
+            `UnusableRecordingError`: If it is no recording, or one that is not taken.
+            `PromptTooLongError`: If there is no room for the context.
+            `EngineDeadError`: If there is no engine any more.
+        """
+        transcript = Transcript()
+        reader = SegmentReader(request.recording, self.processor, self.settings.max_recording_s, self.settings.vad)
+        stream = TextStream(self.processor, request.language)
+        runs: asyncio.Queue[Run | None] = asyncio.Queue(self.settings.segments_per_request)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._begin_runs(reader, request, group, runs))
+                while (run := await runs.get()) is not None:
+                    transcript.pieces.append(await self._finish(run, stream, on_text))
+                    transcript.num_prompt_tokens += run.num_prompt_tokens
+                    transcript.num_new_tokens += len(transcript.pieces[-1]["tokens"][0])
+        except BaseExceptionGroup as errors:
+            # The others are those who were cancelled for it.
+            raise errors.exceptions[0] from None
+        transcript.duration = reader.duration
+        return transcript
+
+    async def _begin_runs(
+        self, reader: SegmentReader, request: Request, group: asyncio.TaskGroup, runs: asyncio.Queue
+    ) -> None:
+        """Read the recording, no further ahead than what is worked on."""
+        async for segment in iterate_in_thread(reader):
+            run = Run(segment)
+            await runs.put(run)
+            group.create_task(self._work(run, request))
+        await runs.put(None)
+
+    async def _work(self, run: Run, request: Request) -> None:
+        prompt = await self.front_end.encode(run.segment, request.language, request.prompt)
+        if prompt.max_new_tokens is None:
+            prompt = replace(prompt, max_new_tokens=DEFAULT_MAX_NEW_TOKENS)
+        run.num_prompt_tokens = len(prompt.inputs_embeds)
+        if run.num_prompt_tokens >= self.engine.max_length:
+            raise PromptTooLongError(
+                f"`prompt` is too long: with the recording it has {run.num_prompt_tokens} tokens, and the language model "
+                f"takes {self.engine.max_length}."
+            )
+        run.alphas = None if prompt.alphas is None else prompt.alphas.float().cpu().numpy()
+        async with aclosing(self.engine.generate(prompt, request.decoding)) as tokens:
+            async for new in tokens:
+                self.metrics.new_tokens.inc(len(new.ids))
+                run.tokens.put_nowait(new)
+        run.tokens.put_nowait(None)
+
+    async def _finish(self, run: Run, stream: TextStream, on_text: Callable[[str], None] | None) -> dict:
+        written = NewTokens([], logprobs=[])
+        stream.begin_segment()
+        while (new := await run.tokens.get()) is not None:
+            written.ids += new.ids
+            written.logprobs += new.logprobs or []
+            if new.no_speech_prob is not None:
+                written.no_speech_prob = new.no_speech_prob
+            if on_text is not None and (text := stream.add(new.ids)):
+                on_text(text)
+        if on_text is not None and (text := stream.end_segment()):
+            on_text(text)
+        piece = {
+            "tokens": [written.ids],
+            "has_speech": True,
+            "start": run.segment.start,
+            "end": run.segment.end,
+        }
+        if run.alphas is not None:
+            piece["alphas"] = run.alphas[None]
+        if written.logprobs:
+            piece["avg_logprobs"] = [sum(written.logprobs) / len(written.logprobs)]
+            piece["no_speech_probs"] = [written.no_speech_prob]
+        return piece
+
+    def join(self, transcript: Transcript, language: str | None, return_timestamps: bool | str) -> dict:
+        """`{"text", "language", "chunks"}`, as [`LlmAsrPipeline`] returns them."""
+        return join_pieces(
+            transcript.pieces,
+            self.processor,
+            frame_period=self.front_end.model.config.projector_frame_period,
+            return_timestamps=return_timestamps,
+            language=language,
+        )
+
+
+async def iterate_in_thread(iterable) -> AsyncIterator:
+    """Its items, each of which may take a while."""
+    iterator = iter(iterable)
+    # A thread cannot hand on `StopIteration`.
+    while (item := await asyncio.to_thread(next, iterator, None)) is not None:
+        yield item
+
+
+__all__ = [
+    "PromptTooLongError",
+    "Request",
+    "Transcriber",
+    "Transcript",
+    "UnusableRecordingError",
+]
