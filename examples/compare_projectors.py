@@ -124,7 +124,14 @@ class Comparison:
             name = f"{stage}/{slug(arm)}-{seed}" + ("" if rate is None else f"-{rate:g}")
             manifest = self.experiment.results / f"{name}.json"
             if manifest.exists():
-                self.experiment.check_run(json.loads(manifest.read_text(encoding="utf-8")))
+                finished = json.loads(manifest.read_text(encoding="utf-8"))
+                self.experiment.check_run(finished)
+                if rate is None and finished["learning_rate"] != self.best_learning_rate(arm):
+                    raise ValueError(
+                        f"{manifest} is of learning rate {finished['learning_rate']:g}, and "
+                        f"{self.best_learning_rate(arm):g} is the best of those tried now; remove the manifests of "
+                        f"`{arm}` to train it anew, or take the rates that were added out of `learning_rates`."
+                    )
             else:
                 todo.append((name, arm, seed, rate))
         print(f"   {len(tasks) - len(todo)} of {len(tasks)} runs are done", flush=True)

@@ -270,7 +270,6 @@ def describe_fixed(experiment: Experiment, data: Data, processor: LlmAsrProcesso
             "model": experiment.model,
             "training": experiment.training,
             "projector": experiment.projector,
-            "learning_rates": experiment.learning_rates,
             "search_seed": experiment.search_seed,
             "decoding": {
                 "strategy": "greedy",

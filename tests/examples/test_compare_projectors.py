@@ -368,6 +368,15 @@ def test_the_learning_rate_with_the_lowest_wer_is_taken(copied):
         (folder / f"moe_cif-1000-{rate:g}.json").write_text(json.dumps(found))
     assert comparison.best_learning_rate("moe_cif") == 2e-3
     assert comparison.best_learning_rate("top 1") == 2e-3
+    # Rates that are tried later must not leave runs of another one behind.
+    found["results"] = {"validation": {"eval_wer": 0}}
+    for arm in ARMS:
+        for rate in (2e-3, 3e-3, 4e-3):
+            (folder / f"{arm}-1000-{rate:g}.json").write_text(json.dumps({**found, "arm": arm, "learning_rate": rate}))
+    with pytest.raises(
+        ValueError, match="is of learning rate 0.001, and 0.002 is the best of those tried now; remove"
+    ):
+        comparison.train()
 
 
 def test_a_rate_at_which_training_diverges_is_a_finding(copied, monkeypatch):
