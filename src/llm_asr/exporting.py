@@ -3,14 +3,13 @@
 import argparse
 from pathlib import Path
 
-from transformers import AutoConfig, AutoModelForSpeechSeq2Seq, AutoProcessor
-
+from .publishing.checkpoint_forms import fetch_checkpoint, load_checkpoint
 from .publishing.export import check_is_new, export_for_serving
 from .transcribing import DTYPES, UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="FOLDER", help="Folder or Hub id of a checkpoint.")
+    parser.add_argument("model", metavar="FOLDER", help="Folder or Hub id of a checkpoint; adapters are merged.")
     parser.add_argument("output", metavar="OUT", type=Path, help="Folder to write to; must be new or empty.")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="Of the weights; by default as saved.")
 
@@ -24,11 +23,7 @@ def run(args: argparse.Namespace) -> int:
     """
     try:
         check_is_new(args.output)
-        config = AutoConfig.from_pretrained(args.model)
-        if config.model_type != "llm_asr":
-            raise ValueError(f"{args.model!r} is a {config.model_type!r} and not an LLM-ASR model.")
-        processor = AutoProcessor.from_pretrained(args.model)
-        model = AutoModelForSpeechSeq2Seq.from_pretrained(args.model, dtype=args.dtype)
+        model, processor = load_checkpoint(fetch_checkpoint(args.model), args.dtype)
         export_for_serving(model, processor, args.output)
     except (OSError, ValueError) as error:
         raise UsageError(error) from error

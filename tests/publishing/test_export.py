@@ -15,6 +15,7 @@ from transformers import (
 
 from llm_asr import LlmAsrProcessor
 from llm_asr.cli import main
+from llm_asr.publishing.checkpoint_forms import save_checkpoint
 from llm_asr.publishing.export import export_for_serving
 from llm_asr.publishing.front_end import LlmAsrFrontEnd
 from llm_asr.training.lora import add_lora
@@ -278,6 +279,17 @@ def test_tokens_without_an_embedding_are_named(parts, tmp_path, caplog):
     assert "no embedding for ['one-too-many']" in caplog.text
 
 
+def test_an_adapter_is_merged_into_what_is_exported(parts, recordings, tmp_path):
+    model, processor = make(parts, "cif")
+    model.save_pretrained(tmp_path / "base")
+    processor.save_pretrained(tmp_path / "base")
+    adapted = add_lora(model.from_pretrained(tmp_path / "base"), rank=2)
+    torch.nn.init.normal_(next(p for n, p in adapted.named_parameters() if "lora_B" in n))
+    save_checkpoint(adapted, processor, tmp_path / "adapter", form="adapter")
+    assert main(["export", str(tmp_path / "adapter"), str(tmp_path / "out")]) == 0
+    check_same_tokens(adapted.eval(), processor, tmp_path / "out", recordings, requests=[{}])
+
+
 def test_command_line(parts, recordings, tmp_path, capsys):
     model, processor = make(parts, "moe")
     model.save_pretrained(tmp_path / "model")
@@ -292,7 +304,7 @@ def test_command_line(parts, recordings, tmp_path, capsys):
     check_same_tokens(model, processor, tmp_path / "out", recordings, requests=[{}])
     for arguments, message in [
         (command, "is there already"),
-        (["export", parts["whisper"], str(tmp_path / "other")], "is a 'whisper' and not an LLM-ASR model"),
+        (["export", parts["whisper"], str(tmp_path / "other")], "is that of a model of type 'whisper'"),
         (["export", str(tmp_path / "absent"), str(tmp_path / "other")], "absent"),
     ]:
         capsys.readouterr()

@@ -7,12 +7,18 @@ import tempfile
 from pathlib import Path
 
 import torch
-from huggingface_hub import save_torch_state_dict
-from peft import PeftModel, get_peft_model_state_dict
+from huggingface_hub import save_torch_state_dict, snapshot_download
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
-from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, CONFIG_NAME, logging
+from transformers.utils import (
+    ADAPTER_CONFIG_NAME,
+    ADAPTER_SAFE_WEIGHTS_NAME,
+    CONFIG_NAME,
+    PROCESSOR_NAME,
+    logging,
+)
 from transformers.utils.hub import extract_commit_hash
 
 from ..modeling.checkpoint_safety import CHECKSUMS_NAME, check_config, find_file, hash_files
@@ -132,6 +138,42 @@ def find_form(folder: str | os.PathLike) -> str:
     settings = json.loads(path.read_text(encoding="utf-8"))
     check_config(settings, LlmAsrConfig.model_type, CLASS_NAMES, folder)
     return "full" if settings.get("backbones") is None else "slim"
+
+
+def fetch_checkpoint(name_or_path: str | os.PathLike, revision: str | None = None) -> Path:
+    """A local folder, or all files of a repository of the Hub."""
+    folder = Path(name_or_path)
+    return folder if folder.is_dir() else Path(snapshot_download(str(name_or_path), revision=revision))
+
+
+def load_checkpoint(
+    folder: str | os.PathLike, dtype: str | torch.dtype = "auto"
+) -> tuple[LlmAsrForConditionalGeneration | PeftModel, LlmAsrProcessor]:
+    """
+    Load a checkpoint of any form with its processor: for saving it in another, or exporting it.
+
+    Args:
+        folder (`str` or `os.PathLike`): Local folder.
+        dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`): Of the weights; as saved by default.
+
+    Returns:
+        `tuple`: Of an adapter, a `PeftModel` of its base, and the base's processor unless it has one of its own.
+
+    Raises:
+        `ValueError`: If there is no LLM-ASR checkpoint in `folder`.
+        `OSError`: If what it refers to cannot be found.
+    """
+    if find_form(folder) != "adapter":
+        model = LlmAsrForConditionalGeneration.from_pretrained(folder, dtype=dtype)
+        return model, LlmAsrProcessor.from_pretrained(folder)
+    settings = PeftConfig.from_pretrained(folder)
+    base = (settings.base_model_name_or_path, {"revision": settings.revision} if settings.revision else {})
+    model = LlmAsrForConditionalGeneration.from_pretrained(base[0], dtype=dtype, **base[1])
+    if Path(folder, PROCESSOR_NAME).is_file():
+        processor = LlmAsrProcessor.from_pretrained(folder)
+    else:
+        processor = LlmAsrProcessor.from_pretrained(base[0], **base[1])
+    return PeftModel.from_pretrained(model, folder), processor
 
 
 CLASS_NAMES = {LlmAsrModel.__name__, LlmAsrForConditionalGeneration.__name__}
@@ -353,4 +395,4 @@ def _save_adapter(model: PeftModel, folder: Path, base: str, revision: str | Non
     path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-__all__ = ["FORMS", "find_form", "save_checkpoint", "write_checksums"]
+__all__ = ["FORMS", "fetch_checkpoint", "find_form", "load_checkpoint", "save_checkpoint", "write_checksums"]

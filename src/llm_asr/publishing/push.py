@@ -12,7 +12,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from transformers.utils import (
     ADAPTER_CONFIG_NAME,
     CONFIG_NAME,
@@ -22,7 +22,7 @@ from transformers.utils.hub import extract_commit_hash
 
 from ..modeling.modeling_llm_asr import LlmAsrForConditionalGeneration, LlmAsrPreTrainedModel
 from ..processing.processing_llm_asr import LlmAsrProcessor
-from .checkpoint_forms import FORMS, find_form, save_checkpoint
+from .checkpoint_forms import FORMS, find_form, load_checkpoint, save_checkpoint
 from .inspect import CARD_NAME, format_bytes, read_json
 from .model_card import write_model_card
 from .pictures import can_draw
@@ -154,7 +154,7 @@ def push_checkpoint(
         source = folder
         if form is not None and form != found:
             source = Path(temporary, "converted")
-            model, processor = _load(folder, found)
+            model, processor = load_checkpoint(folder)
             save_checkpoint(model, processor, source, form, backbones=backbones, base=base)
         elif backbones is not None or base is not None:
             raise ValueError(
@@ -308,15 +308,6 @@ def _push_from_memory(
         for part in parts:
             PUSHED.setdefault(part, {})[place] = report.commit.oid
     return report
-
-
-def _load(folder: Path, form: str) -> tuple[LlmAsrForConditionalGeneration | PeftModel, LlmAsrProcessor]:
-    processor = LlmAsrProcessor.from_pretrained(folder)
-    if form != "adapter":
-        return LlmAsrForConditionalGeneration.from_pretrained(folder), processor
-    config = PeftConfig.from_pretrained(folder)
-    model = LlmAsrForConditionalGeneration.from_pretrained(config.base_model_name_or_path, revision=config.revision)
-    return PeftModel.from_pretrained(model, folder), processor
 
 
 def _find_processor(model: LlmAsrPreTrainedModel) -> LlmAsrProcessor:

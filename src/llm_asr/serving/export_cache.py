@@ -4,14 +4,12 @@ import hashlib
 import os
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from peft import PeftConfig, PeftModel
-from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor
+from peft import PeftConfig
 from transformers.utils import logging
 
 from .. import __version__
 from ..modeling.slim_checkpoint import ADAPTER_FOLDER
-from ..publishing.checkpoint_forms import find_form
+from ..publishing.checkpoint_forms import fetch_checkpoint, find_form, load_checkpoint
 from ..publishing.export import export_for_serving
 
 
@@ -38,22 +36,16 @@ def export_cached(model: str, cache: Path) -> Path:
         `ValueError`: If it is of another family.
         `OSError`: If there is no such checkpoint.
     """
-    folder = _download(model)
-    is_adapter = find_form(folder) == "adapter"
-    base = folder
-    if is_adapter:
+    folder = fetch_checkpoint(model)
+    folders = [folder]
+    if find_form(folder) == "adapter":
         settings = PeftConfig.from_pretrained(folder)
-        base = _download(settings.base_model_name_or_path, settings.revision)
-        find_form(base)
-    exported = cache / checksum([base, folder] if is_adapter else [folder])
+        folders.append(fetch_checkpoint(settings.base_model_name_or_path, settings.revision))
+    exported = cache / checksum(folders)
     if exported.is_dir():
         return exported
     logger.warning(f"Exporting {model} to {exported}.")
-    whole = AutoModelForSpeechSeq2Seq.from_pretrained(base, dtype="auto")
-    if is_adapter:
-        whole = PeftModel.from_pretrained(whole, folder)
-    has_processor = (folder / "processor_config.json").is_file()
-    processor = AutoProcessor.from_pretrained(folder if has_processor else base)
+    whole, processor = load_checkpoint(folder)
     try:
         export_for_serving(whole, processor, exported)
     except (OSError, ValueError):
@@ -76,7 +68,3 @@ def checksum(folders: list[Path]) -> str:
                 digest.update(f"{file.relative_to(folder)}\0{own}\0".encode())
         digest.update(b"\0")
     return digest.hexdigest()[:32]
-
-
-def _download(model: str, revision: str | None = None) -> Path:
-    return Path(model) if Path(model).is_dir() else Path(snapshot_download(model, revision=revision))
