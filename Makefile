@@ -21,6 +21,11 @@ TRAIN_ARGS :=
 DEMO := $(DATA)/demo
 endif
 
+# Drafts are read off CIF's embeddings.
+ifeq (,$(findstring cif,$(PROJECTOR)))
+TRAIN_ARGS += --projector '{"draft_head": false}'
+endif
+
 .PHONY: demo test test-app test-vllm lint
 
 $(BIN)/python:

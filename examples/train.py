@@ -5,7 +5,7 @@ Train an LLM-ASR model.
     accelerate launch examples/train.py recipe.yaml
 
 Every field of `ModelArguments`, `DataArguments` and `LlmAsrTrainingArguments` can stand in the file or be a flag; flags
-win. `--resume_from_checkpoint true` goes on from the last checkpoint in `output_dir`.
+win, and mappings (`--projector`, `--lora_config`) win by what they hold. `--resume_from_checkpoint true` goes on from the last checkpoint in `output_dir`.
 """
 
 import json
@@ -37,6 +37,7 @@ from llm_asr.training.watching import SampleTranscripts, WatchingCallback
 
 def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, LlmAsrTrainingArguments]:
     parser = HfArgumentParser((ModelArguments, DataArguments, LlmAsrTrainingArguments))
+    recipe = {}
     if argv and argv[0].endswith((".yaml", ".yml", ".json")):
         text = Path(argv[0]).read_text(encoding="utf-8")
         recipe = json.loads(text) if argv[0].endswith(".json") else yaml.safe_load(text)
@@ -46,7 +47,11 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Llm
             raise ValueError(f"{argv[0]} has unknown options {sorted(unknown)}; correct or remove them.")
         parser.set_defaults(**recipe)
         argv = argv[1:]
-    return parser.parse_args_into_dataclasses(argv)
+    model_args, data_args, training_args = parser.parse_args_into_dataclasses(argv)
+    for name in ("projector", "lora_config"):
+        if isinstance(recipe.get(name), dict):
+            setattr(model_args, name, {**recipe[name], **getattr(model_args, name)})
+    return model_args, data_args, training_args
 
 
 def load_model(

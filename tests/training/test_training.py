@@ -113,6 +113,15 @@ def recipe(parts, dataset_file, output_dir, **options) -> str:
     return str(file)
 
 
+def test_flags_win_over_a_recipe_by_what_they_hold(parts, tmp_path):
+    file = recipe(parts, "nowhere.jsonl", tmp_path, projector={"hidden_size": 32, "draft_head": True})
+    flags = ["--projector", '{"draft_head": false, "intermediate_size": 48}', "--projector_type", "conv"]
+    model_args, _, training_args = train.parse_arguments([file, *flags])
+    assert model_args.projector == {"hidden_size": 32, "draft_head": False, "intermediate_size": 48}
+    assert (model_args.projector_type, training_args.max_steps) == ("conv", 4)
+    assert train.parse_arguments([file])[0].projector == {"hidden_size": 32, "draft_head": True}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("projector_type", PROJECTOR_TYPES)
 def test_train_save_reload_transcribe(parts, dataset_file, dataset, tmp_path, projector_type):
