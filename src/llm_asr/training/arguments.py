@@ -17,7 +17,8 @@ class ModelArguments:
     audio_model: str | None = field(default=None, metadata={"help": "Speech encoder: a folder or a Hub id."})
     text_model: str | None = field(default=None, metadata={"help": "Causal language model: a folder or a Hub id."})
     projector_type: str = field(default="moe_cif", metadata={"help": "One of conv, moe, cif and moe_cif."})
-    projector: dict | str = field(
+    # With `None` among its types, Transformers' parser hands on what a flag says.
+    projector: dict | str | None = field(
         default_factory=dict, metadata={"help": "Further fields of `LlmAsrProjectorConfig`, as JSON."}
     )
     encoder_padding: str = field(
@@ -31,7 +32,7 @@ class ModelArguments:
     lora_rank: int = field(default=0, metadata={"help": "Rank of LoRA on the language model; 0 for none."})
     lora_alpha: int = field(default=32, metadata={"help": "Scale of LoRA, divided by its rank."})
     lora_dropout: float = field(default=0.05, metadata={"help": "Dropout of LoRA's inputs."})
-    lora_config: dict | str = field(
+    lora_config: dict | str | None = field(
         default_factory=dict, metadata={"help": "Further fields of PEFT's `LoraConfig`, as JSON: {use_dora: true}."}
     )
     load_in_4bit: bool = field(
@@ -49,7 +50,8 @@ class ModelArguments:
         if self.lora_rank < 0:
             raise ValueError(f"`lora_rank` must not be negative, got {self.lora_rank}.")
         self.projector, self.lora_config = (
-            json.loads(fields) if isinstance(fields, str) else fields for fields in (self.projector, self.lora_config)
+            (json.loads(fields) if isinstance(fields, str) else fields) or {}
+            for fields in (self.projector, self.lora_config)
         )
         for option in ("lora_config", "load_in_4bit", "load_in_8bit"):
             if vars(self)[option] and not self.lora_rank:
