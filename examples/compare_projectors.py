@@ -6,7 +6,8 @@ prompts and decoding, over several seeds.
     python examples/compare_projectors.py examples/comparison/recorded.yaml ablate report
     python examples/compare_projectors.py examples/comparison/recorded.yaml report          # from the manifests
 
-What is finished is not done again; a run that was stopped goes on from its checkpoint. Stages:
+What is finished is not done again; a run that was stopped goes on from its checkpoint. Started more than once, on one GPU
+each (`CUDA_VISIBLE_DEVICES=1 python …`), the command shares the runs out. Stages:
 
     prepare   make the data, and run the frozen encoder over it
     search    choose a learning rate for each arm on the validation set
@@ -61,7 +62,8 @@ class Comparison:
     @property
     def data(self) -> Data:
         if self._data is None:
-            self._data = load_data(self.experiment)
+            with self._lock("data"):
+                self._data = load_data(self.experiment)
         return self._data
 
     def do(self, stages: list[str]) -> None:
@@ -71,10 +73,11 @@ class Comparison:
                 getattr(self, stage)()
 
     def prepare(self) -> None:
-        for entry in self.experiment.prepare:
-            if not Path(entry["creates"]).exists():
-                print(f"   {entry['command']}", flush=True)
-                subprocess.run([sys.executable, *shlex.split(entry["command"])], check=True)
+        with self._lock("data"):
+            for entry in self.experiment.prepare:
+                if not Path(entry["creates"]).exists():
+                    print(f"   {entry['command']}", flush=True)
+                    subprocess.run([sys.executable, *shlex.split(entry["command"])], check=True)
         rows = ", ".join(f"{name} {len(dataset)}" for name, dataset in self.data.datasets.items())
         print(f"   {rows} recordings", flush=True)
 
@@ -97,7 +100,8 @@ class Comparison:
         )
 
     def report(self) -> None:
-        make_report(self.experiment)
+        with self._lock("report"):
+            make_report(self.experiment)
         print(f"   {self.experiment.results / 'report.md'}", flush=True)
 
     def best_learning_rate(self, arm: str) -> float:
@@ -117,66 +121,89 @@ class Comparison:
             raise ValueError(f"{tuned_as!r} diverged at all `learning_rates`; add smaller ones.")
         return best
 
+    def _lock(self, name: str, wait: bool = True):
+        return holding(self.experiment.runs / f"{name}.lock", wait)
+
     def _run_all(self, stage: str, tasks: list[tuple[str, int, float | None]]) -> None:
         """Train what has no manifest yet; `None` for the learning rate that was found best."""
-        todo = []
-        for arm, seed, rate in tasks:
-            name = f"{stage}/{slug(arm)}-{seed}" + ("" if rate is None else f"-{rate:g}")
-            manifest = self.experiment.results / f"{name}.json"
-            if manifest.exists():
-                finished = json.loads(manifest.read_text(encoding="utf-8"))
-                self.experiment.check_run(finished)
-                if rate is None and finished["learning_rate"] != self.best_learning_rate(arm):
-                    raise ValueError(
-                        f"{manifest} is of learning rate {finished['learning_rate']:g}, and "
-                        f"{self.best_learning_rate(arm):g} is the best of those tried now; remove the manifests of "
-                        f"`{arm}` to train it anew, or take the rates that were added out of `learning_rates`."
-                    )
-            else:
-                todo.append((name, arm, seed, rate))
+        todo = [task for task in tasks if not self._is_done(stage, *task)]
         print(f"   {len(tasks) - len(todo)} of {len(tasks)} runs are done", flush=True)
         started = time.perf_counter()
-        for index, (name, arm, seed, rate) in enumerate(todo):
-            rate = self.best_learning_rate(arm) if rate is None else rate
-            began = time.perf_counter()
-            try:
-                manifest = run(
-                    self.experiment, self.data, self.experiment.arm(arm), seed, rate, name, tests=stage != "search"
+        # What other processes train is passed over, and waited for in the end: they may leave it unfinished.
+        for wait in (False, True):
+            for task in todo:
+                with self._lock(self._name(stage, *task), wait) as free:
+                    if not free or self._is_done(stage, *task):
+                        continue
+                    outcome = self._run(stage, *task)
+                left = sum(not self._is_done(stage, *other) for other in todo)
+                minutes = (time.perf_counter() - started) / (len(todo) - left) * left / 60
+                print(
+                    f"   [{len(tasks) - left}/{len(tasks)}] {outcome}; {stage} takes about {minutes:.0f} min more",
+                    flush=True,
                 )
-                outcome = f"validation WER {manifest['results']['validation']['eval_wer']:.2f} %"
-            except FloatingPointError as error:
-                if stage != "search":
-                    raise
-                # A rate at which an arm diverges is a finding of the search.
-                failure = {
-                    "arm": arm,
-                    "seed": seed,
-                    "learning_rate": rate,
-                    "projector": {"arm": asdict(self.experiment.arm(arm))},
-                    "results": {},
-                    "error": str(error),
-                }
-                write_json(self.experiment.results / f"{name}.json", failure)
-                outcome = "diverged"
-            now = time.perf_counter()
-            left = (now - started) / (index + 1) * (len(todo) - index - 1)
-            print(
-                f"   [{index + 1}/{len(todo)}] {name} at {rate:g}: {outcome}, {now - began:.0f} s; "
-                f"{stage} takes about {left / 60:.0f} min more",
-                flush=True,
+
+    def _name(self, stage: str, arm: str, seed: int, rate: float | None) -> str:
+        return f"{stage}/{slug(arm)}-{seed}" + ("" if rate is None else f"-{rate:g}")
+
+    def _is_done(self, stage: str, arm: str, seed: int, rate: float | None) -> bool:
+        """
+        Whether a run has its manifest.
+
+        Raises:
+            `ValueError`: If the manifest is of another arm of that name, or of a rate that is no longer the best.
+        """
+        manifest = self.experiment.results / f"{self._name(stage, arm, seed, rate)}.json"
+        if not manifest.exists():
+            return False
+        finished = json.loads(manifest.read_text(encoding="utf-8"))
+        self.experiment.check_run(finished)
+        if rate is None and finished["learning_rate"] != self.best_learning_rate(arm):
+            raise ValueError(
+                f"{manifest} is of learning rate {finished['learning_rate']:g}, and {self.best_learning_rate(arm):g} is "
+                f"the best of those tried now; remove the manifests of `{arm}` to train it anew, or take the rates that "
+                "were added out of `learning_rates`."
             )
+        return True
+
+    def _run(self, stage: str, arm: str, seed: int, rate: float | None) -> str:
+        """Train and test, and say how it went."""
+        name = self._name(stage, arm, seed, rate)
+        rate = self.best_learning_rate(arm) if rate is None else rate
+        began = time.perf_counter()
+        try:
+            manifest = run(
+                self.experiment, self.data, self.experiment.arm(arm), seed, rate, name, tests=stage != "search"
+            )
+            outcome = f"validation WER {manifest['results']['validation']['eval_wer']:.2f} %"
+        except FloatingPointError as error:
+            if stage != "search":
+                raise
+            # A rate at which an arm diverges is a finding of the search.
+            failure = {
+                "arm": arm,
+                "seed": seed,
+                "learning_rate": rate,
+                "projector": {"arm": asdict(self.experiment.arm(arm))},
+                "results": {},
+                "error": str(error),
+            }
+            write_json(self.experiment.results / f"{name}.json", failure)
+            outcome = "diverged"
+        return f"{name} at {rate:g}: {outcome}, {time.perf_counter() - began:.0f} s"
 
 
 @contextmanager
-def alone(experiment: Experiment) -> Iterator[None]:
-    """Refuse to work on an experiment that another process works on."""
-    experiment.runs.mkdir(parents=True, exist_ok=True)
-    with (experiment.runs / ".lock").open("w") as lock:
+def holding(file: Path, wait: bool) -> Iterator[bool]:
+    """Hold a lock among processes; or not, if another one has it and `wait` is not set. The kernel frees those of the dead."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise SystemExit(f"Another process works on {experiment.runs}; wait for it or stop it.") from None
-        yield
+            yield False
+        else:
+            yield True
 
 
 def main(argv: list[str]) -> None:
@@ -189,8 +216,7 @@ def main(argv: list[str]) -> None:
         parser.error(f"unknown stages {unknown}; choose from {', '.join(STAGES)}.")
     experiment = load_experiment(args.experiment)
     try:
-        with alone(experiment):
-            Comparison(experiment).do(args.stages or list(DEFAULT_STAGES))
+        Comparison(experiment).do(args.stages or list(DEFAULT_STAGES))
     except Interrupted as interrupted:
         print("   stopped; the same command goes on from the checkpoint", flush=True)
         sys.exit(128 + interrupted.signal_number)

@@ -4,8 +4,11 @@ import copy
 import gc
 import json
 import os
+import re
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import compare_projectors
@@ -349,11 +352,38 @@ def test_refuses_outputs_that_no_run_wrote_and_missing_runs(copied):
         make_report(experiment)
 
 
-def test_two_processes_do_not_work_on_one_experiment(copied):
+def test_processes_share_the_runs_out(copied):
     experiment = load_experiment(copied)
-    with compare_projectors.alone(experiment), pytest.raises(SystemExit, match="Another process works on"):
-        compare_projectors.main([str(copied), "report"])
-    compare_projectors.main([str(copied), "train"])
+    folder = experiment.results / "train"
+    before = {file: json.loads(file.read_text()) for file in folder.glob("c*.json")}
+    for file in before:
+        file.unlink()
+    command = [sys.executable, compare_projectors.__file__, str(copied), "train"]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    printed = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], printed
+    # Each run was one process's, and both had some.
+    trained = [re.findall(r"\] (train/\S+) at ", text) for text in printed]
+    assert sorted(trained[0] + trained[1]) == sorted(f"train/{file.stem}" for file in before)
+    assert all(trained)
+    for file, manifest in before.items():
+        assert json.loads(file.read_text())["final_weights"] == manifest["final_weights"]
+
+
+def test_a_run_that_another_process_leaves_unfinished_is_taken_over(copied):
+    experiment = load_experiment(copied)
+    held, later = (experiment.results / "train" / f"{name}.json" for name in ("conv-0", "moe-1"))
+    held.unlink()
+    later.unlink()
+    with compare_projectors.holding(experiment.runs / "train" / "conv-0.lock", wait=False) as free:
+        assert free
+        command = [sys.executable, compare_projectors.__file__, str(copied), "train"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        while "train/moe-1 at" not in (line := process.stdout.readline()):
+            assert line, "the process ended"
+        assert not held.exists()
+    assert "train/conv-0 at" in process.communicate(timeout=300)[0]
+    assert held.exists()
 
 
 def test_the_learning_rate_with_the_lowest_wer_is_taken(copied):
