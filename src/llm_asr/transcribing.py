@@ -7,11 +7,11 @@ import os
 import sys
 from pathlib import Path
 
-import soundfile
 import torch
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoProcessor, pipeline
 
+from .processing.audio import read_duration
 from .processing.voice_activity import VOICE_ACTIVITIES
 from .subtitles import WRITERS, join_words
 
@@ -208,8 +208,8 @@ def wanted_timestamps(args: argparse.Namespace) -> bool | str:
 def duration(file: Path) -> float:
     """Seconds, or 0 where the file cannot be read, which is told when it is its turn."""
     try:
-        return soundfile.info(file).duration
-    except soundfile.LibsndfileError:
+        return read_duration(file) or 0.0
+    except ImportError:
         return 0.0
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from containers import encode_container
 from tiny_models import compose
 from transformers import pipeline
 
@@ -120,6 +121,15 @@ def test_the_same_as_the_pipeline(address, transcriber, speech, long_recording):
             response = post(address, contents, data={"model": "tiny", **options})
             assert response.status_code == 200
             assert response.json()["text"] == expected
+
+
+def test_what_phones_and_browsers_record(address, transcriber):
+    for container, codec in (("ipod", "aac"), ("webm", "libopus")):
+        contents = encode_container(noise(2.0), 16000, container, codec)
+        response = post(address, contents, data={"response_format": "verbose_json"})
+        assert response.status_code == 200
+        assert response.json()["text"] == transcriber(contents)["text"]
+        assert 1.9 < response.json()["duration"] < 2.1
 
 
 def test_many_at_once_get_what_each_gets_alone(address, transcriber):
@@ -263,6 +273,7 @@ NOT_RECORDINGS = {
     "no samples": encode(np.zeros(0, "float32")),
     "less than a frame": encode(noise(0.01)),
     "random bytes": np.random.default_rng(0).bytes(20000),
+    "M4A that breaks off": encode_container(noise(1), 16000, "ipod", "aac")[:5000],
     "NaN": encode(np.full(16000, np.nan, "float32"), file_format="W64"),
 }
 

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from transformers.utils import is_soundfile_available, is_soxr_available, requires_backends
 
+from .container_audio import MAX_SAMPLING_RATE, ContainerError, ContainerFile, find_container, read_container_duration
+
 
 # Under conditions that Transformers knows, so that a checkpoint's code transcribes waveforms without either.
 if is_soundfile_available():
@@ -31,7 +33,8 @@ def load_audio(source: AudioSource, sampling_rate: int) -> np.ndarray:
     Args:
         source (`str`, `Path`, `bytes`, `dict`, `np.ndarray` or `torch.Tensor`):
             - a path or an `http(s)` address of an audio file, or the contents of one, in any format that libsndfile reads
-              (WAV, FLAC, OGG, OPUS, MP3, ...); channels are averaged and the sampling rate is converted;
+              (WAV, FLAC, OGG, OPUS, MP3, ...) or, with PyAV, of MP4 and Matroska (M4A, WebM, the sound of videos); channels
+              are averaged and the sampling rate is converted;
             - `{"array" or "raw": waveform, "sampling_rate": int}`, converted to `sampling_rate`;
             - `{"path": ..., "bytes": ...}`, as `datasets` keeps a recording it did not decode;
             - a one-dimensional waveform, taken to be at `sampling_rate`.
@@ -43,7 +46,8 @@ def load_audio(source: AudioSource, sampling_rate: int) -> np.ndarray:
     Raises:
         `ValueError`: If the file cannot be read, or the waveform is empty, not mono, or holds NaN or infinity.
         `TypeError`: If `source` is none of the above.
-        `ImportError`: If a file is to be read without soundfile, or a sampling rate converted without soxr.
+        `ImportError`: If a file is to be read without soundfile (or PyAV, for its formats), or a sampling rate converted
+            without soxr.
     """
     if isinstance(source, dict):
         return _load_dict(source, sampling_rate)
@@ -109,7 +113,35 @@ def stream_audio(source: AudioSource, sampling_rate: int, block_seconds: float =
     return AudioStream(file.frames / file.samplerate if is_known else None, blocks)
 
 
-def _read_blocks(file: "soundfile.SoundFile", name: str, block_seconds: float = 10.0) -> Iterator[np.ndarray]:
+def read_duration(source: str | Path | bytes | dict) -> float | None:
+    """
+    Read how long a recording lasts, from its header.
+
+    Args:
+        source (`str`, `Path`, `bytes` or `dict`): A path, the contents of a file, or `{"bytes": ..., "path": ...}`.
+
+    Returns:
+        `float`: Seconds, or `None` if there is no file, it cannot be read, or its header does not tell.
+
+    Raises:
+        `ImportError`: As [`load_audio`].
+    """
+    requires_backends(read_duration, "soundfile")
+    if isinstance(source, dict):
+        source = source.get("bytes") or source.get("path")
+    if source is None or (not isinstance(source, bytes) and not Path(source).is_file()):
+        return None
+    try:
+        if container := find_container(_read_head(source)):
+            return read_container_duration(_as_ffmpeg_takes_it(source), container)
+        return soundfile.info(io.BytesIO(source) if isinstance(source, bytes) else source).duration
+    except (ContainerError, soundfile.LibsndfileError):
+        return None
+
+
+def _read_blocks(
+    file: "soundfile.SoundFile | ContainerFile", name: str, block_seconds: float = 10.0
+) -> Iterator[np.ndarray]:
     """Consecutive samples at the file's own rate; none are empty."""
     size = max(1, int(block_seconds * file.samplerate))
     with file:
@@ -185,7 +217,7 @@ def _load_file(source: str | Path | bytes, sampling_rate: int) -> np.ndarray:
     return resample(np.concatenate(list(_read_blocks(file, name))), file.samplerate, sampling_rate)
 
 
-def _open_file(source: str | Path | bytes) -> tuple["soundfile.SoundFile", str]:
+def _open_file(source: str | Path | bytes) -> tuple["soundfile.SoundFile | ContainerFile", str]:
     """The opened file, to be read from start to end, and what to call it in errors."""
     requires_backends(load_audio, "soundfile")
     name = "the given bytes" if isinstance(source, bytes) else f"{str(source)!r}"
@@ -198,27 +230,43 @@ def _open_file(source: str | Path | bytes) -> tuple["soundfile.SoundFile", str]:
     if not isinstance(source, bytes) and not Path(source).is_file():
         raise ValueError(f"`audio` file {name} does not exist.")
     try:
+        if container := find_container(_read_head(source)):
+            return ContainerFile(_as_ffmpeg_takes_it(source), container), name
         file = soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source)
-    except soundfile.LibsndfileError as error:
+    except (ContainerError, soundfile.LibsndfileError) as error:
         raise ValueError(_unreadable(name, error)) from error
+    if file.samplerate > MAX_SAMPLING_RATE:
+        raise ValueError(f"`audio` in {name} claims {file.samplerate} samples per second; repair or remove it.")
     # soundfile seeks after every read where it can, which spoils the next frames of an MP3 and fails in a FLAC that does
     # not tell its length.
     file.seekable = lambda: False
     return file, name
 
 
-def _read(file: "soundfile.SoundFile", name: str, frames: int) -> np.ndarray:
+def _read_head(source: str | Path | bytes) -> bytes:
+    if isinstance(source, bytes):
+        return source[:12]
+    with open(source, "rb") as file:
+        return file.read(12)
+
+
+def _as_ffmpeg_takes_it(source: str | Path | bytes) -> io.BytesIO | str:
+    # FFmpeg takes what is before a colon in a name for a protocol.
+    return io.BytesIO(source) if isinstance(source, bytes) else f"file:{source}"
+
+
+def _read(file: "soundfile.SoundFile | ContainerFile", name: str, frames: int) -> np.ndarray:
     try:
         return file.read(frames, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
+    except (ContainerError, soundfile.LibsndfileError) as error:
         raise ValueError(_unreadable(name, error)) from error
 
 
-def _unreadable(name: str, error: "soundfile.LibsndfileError") -> str:
+def _unreadable(name: str, error: "ContainerError | soundfile.LibsndfileError") -> str:
     return (
-        f"`audio` cannot be read from {name}: {error}. Is it an audio file? libsndfile reads WAV, FLAC, OGG and MP3; "
+        f"`audio` cannot be read from {name}: {error}. Is it an audio file? WAV, FLAC, OGG, MP3, M4A and WebM are read; "
         "convert others first."
     )
 
 
-__all__ = ["AudioSource", "AudioStream", "check_waveform", "load_audio", "resample", "stream_audio"]
+__all__ = ["AudioSource", "AudioStream", "check_waveform", "load_audio", "read_duration", "resample", "stream_audio"]

@@ -7,6 +7,7 @@ import numpy as np
 import soundfile
 
 from ..processing.audio import stream_audio
+from ..processing.container_audio import ContainerError
 from ..processing.pipeline_llm_asr import DEFAULT_CHUNK_LENGTH_S
 from ..processing.processing_llm_asr import LlmAsrProcessor
 from ..processing.segmentation import Segment, split_at_silences
@@ -50,10 +51,10 @@ class SegmentReader:
         try:
             yield from self._segments()
         except ValueError as error:
-            if isinstance(error.__cause__, soundfile.LibsndfileError):
+            if isinstance(error.__cause__, (ContainerError, soundfile.LibsndfileError)):
                 raise UnusableRecordingError(
-                    f"The file cannot be read: {error.__cause__.error_string} Is it an audio file? WAV, FLAC, OGG, OPUS "
-                    "and MP3 are taken; convert others first."
+                    f"The file cannot be read: {error.__cause__.error_string} Is it an audio file? WAV, FLAC, OGG, OPUS, "
+                    "MP3, M4A and WebM are taken; convert others first."
                 ) from error
             raise UnusableRecordingError(str(error)) from error
 

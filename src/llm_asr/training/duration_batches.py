@@ -8,7 +8,7 @@ from datasets import Dataset
 from torch.utils.data import Sampler
 from tqdm.auto import tqdm
 
-from .filters import read_duration
+from ..processing.audio import read_duration
 
 
 class DurationBatchSampler(Sampler[list[int]]):

@@ -1,13 +1,13 @@
 """Which rows to train on, and a count of those left out."""
 
-import io
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-import soundfile
 import torch
 from torch.utils.data import get_worker_info
+
+from ..processing.audio import read_duration
 
 
 REASONS = (
@@ -161,22 +161,3 @@ class RowFilters:
         reason = self.reason(row)
         self.report.add(row["dataset"], [reason])
         return reason is None
-
-
-def read_duration(audio: dict | str) -> float | None:
-    """
-    Read how long a recording lasts, from its header.
-
-    Args:
-        audio (`dict` or `str`): `{"bytes": ..., "path": ...}`, or a path.
-
-    Returns:
-        `float`: Seconds, or `None` if there is no file or libsndfile cannot read it.
-    """
-    source = (audio.get("bytes") or audio.get("path")) if isinstance(audio, dict) else audio
-    if source is None:
-        return None
-    try:
-        return soundfile.info(io.BytesIO(source) if isinstance(source, bytes) else source).duration
-    except soundfile.LibsndfileError:
-        return None
