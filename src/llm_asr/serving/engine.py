@@ -4,10 +4,12 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+from transformers import GenerationConfig
+
 from ..publishing.front_end import PromptEmbeds
 
 
-@dataclass
+@dataclass(frozen=True)
 class Decoding:
     """
     How one prompt is to be continued; all else is as the checkpoint's `generation_config` says.
@@ -34,6 +36,12 @@ class NewTokens:
     ids: list[int]
     logprobs: list[float] | None = None
     no_speech_prob: float | None = None
+
+
+def end_token_ids(config: GenerationConfig) -> list[int]:
+    """Tokens that end a sequence, of which a checkpoint may name one or several."""
+    ids = config.eos_token_id
+    return ids if isinstance(ids, list) else [ids]
 
 
 class EngineDeadError(RuntimeError):

@@ -14,7 +14,7 @@ from transformers.generation import StoppingCriteria, StoppingCriteriaList
 from ..modeling.decoding_guards import AudioLengthCriteria
 from ..publishing.front_end import PromptEmbeds
 from .batching import DynamicBatcher
-from .engine import Decoding, Engine, NewTokens
+from .engine import Decoding, Engine, NewTokens, end_token_ids
 
 
 @dataclass
@@ -66,6 +66,7 @@ class TransformersEngine(Engine):
                 "The checkpoint's `generation_config` asks for beam search, which no engine here has; set `num_beams` to 1."
             )
         self.max_length = self.model.config.max_position_embeddings
+        self._end_token_ids = end_token_ids(self.model.generation_config)
         self._batcher.start()
 
     async def stop(self) -> None:
@@ -86,31 +87,35 @@ class TransformersEngine(Engine):
     @torch.no_grad()
     def _continue(self, rows: list[Row]) -> list[NewTokens]:
         # A batch is sampled in one way.
-        for decoding in {(row.decoding.temperature, row.decoding.output_confidence): None for row in rows}:
-            alike = [row for row in rows if (row.decoding.temperature, row.decoding.output_confidence) == decoding]
-            for row, tokens in zip(alike, self._generate(alike, *decoding), strict=True):
+        for decoding in {row.decoding: None for row in rows}:
+            alike = [row for row in rows if row.decoding == decoding]
+            for row, tokens in zip(alike, self._generate(alike, decoding), strict=True):
                 row.tokens = tokens
         return [row.tokens for row in rows]
 
-    def _generate(self, rows: list[Row], temperature: float, output_confidence: bool) -> list[NewTokens]:
+    def _generate(self, rows: list[Row], decoding: Decoding) -> list[NewTokens]:
         embeds = [row.prompt.inputs_embeds.to(self.device, self.model.dtype) for row in rows]
         masks = [torch.ones(len(each), dtype=torch.long, device=self.device) for each in embeds]
         limits = torch.tensor([self._limit(row.prompt) for row in rows], device=self.device)
-        sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+        sampling = (
+            {"do_sample": True, "temperature": decoding.temperature}
+            if decoding.temperature > 0
+            else {"do_sample": False}
+        )
         outputs = self.model.generate(
             inputs_embeds=pad_sequence(embeds, batch_first=True, padding_side="left"),
             attention_mask=pad_sequence(masks, batch_first=True, padding_side="left"),
             max_new_tokens=int(limits.max()),
             stopping_criteria=StoppingCriteriaList([AudioLengthCriteria(limits, 0), CancelledRows(rows)]),
             return_dict_in_generate=True,
-            output_logits=output_confidence,
+            output_logits=decoding.output_confidence,
             **sampling,
         )
         lengths = self._lengths(outputs.sequences, limits)
         found = [
             NewTokens(ids[:length].tolist()) for ids, length in zip(outputs.sequences, lengths.tolist(), strict=True)
         ]
-        if output_confidence:
+        if decoding.output_confidence:
             logprobs = torch.stack(outputs.logits, dim=1).float().log_softmax(-1)
             chosen = logprobs.gather(-1, outputs.sequences[..., None])[..., 0]
             silence = logprobs[:, 0, self._end_token_ids].exp().sum(-1)
@@ -122,11 +127,6 @@ class TransformersEngine(Engine):
     def _limit(self, prompt: PromptEmbeds) -> int:
         room = self.max_length - len(prompt.inputs_embeds)
         return room if prompt.max_new_tokens is None else min(room, prompt.max_new_tokens)
-
-    @property
-    def _end_token_ids(self) -> list[int]:
-        ids = self.model.generation_config.eos_token_id
-        return ids if isinstance(ids, list) else [ids]
 
     def _lengths(self, sequences: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
         """Tokens of each row up to the end of the sequence, which is one of them, or its limit: shape `(batch_size,)`."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers import AutoConfig, GenerationConfig
 
 from ..publishing.front_end import PromptEmbeds
-from .engine import Decoding, Engine, EngineDeadError, NewTokens
+from .engine import Decoding, Engine, EngineDeadError, NewTokens, end_token_ids
 
 
 # Settings of a `generation_config` that vLLM follows as `generate()` does, or that are about the form of the output.
@@ -56,6 +56,7 @@ class VllmEngine(Engine):
 
         self.generation_config = GenerationConfig.from_pretrained(folder)
         check_is_followed(self.generation_config)
+        self._end_token_ids = end_token_ids(self.generation_config)
         saved_as = str(AutoConfig.from_pretrained(folder).dtype).removeprefix("torch.")
         options = {
             "model": str(folder),
@@ -117,11 +118,6 @@ class VllmEngine(Engine):
             await self.engine.check_health()
         except VllmDeadError as error:
             raise EngineDeadError("vLLM's engine has stopped.") from error
-
-    @property
-    def _end_token_ids(self) -> list[int]:
-        ids = self.generation_config.eos_token_id
-        return ids if isinstance(ids, list) else [ids]
 
     def _end_probability(self, logprobs: dict) -> float:
         return sum(math.exp(logprobs[token].logprob) for token in self._end_token_ids)
