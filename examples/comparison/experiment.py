@@ -53,6 +53,8 @@ class Experiment:
         model: `audio_model`, `text_model`, `freeze_audio`, `freeze_text`, `encoder_padding`, `lora_rank`, `lora_alpha` and
             `lora_dropout`, as in `examples/train.py`.
         projector: fields of `LlmAsrProjectorConfig` that all arms share.
+        equal_loudness: whether projectors begin with embeddings as loud as those of the text, which those of unequal depth
+            and width do not by themselves.
         training: fields of `LlmAsrTrainingArguments` that all arms share.
         learning_rates: those tried for each arm, by one run each with `search_seed`; the lowest WER on `validation_dataset`
             wins.
@@ -79,6 +81,7 @@ class Experiment:
     learning_rates: list[float]
     arms: dict[str, dict[str, Any]]
     projector: dict[str, Any] = field(default_factory=dict)
+    equal_loudness: bool = False
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
     search_seed: int = 1000
     ablations: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -167,12 +170,22 @@ class Experiment:
         return {**arm.projector, "intermediate_size": matched.intermediate_size}
 
 
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The fields of a file, and of the one that it begins from."""
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    if isinstance(content.get("ablations"), str):
+        content["ablations"] = yaml.safe_load((file.parent / content["ablations"]).read_text(encoding="utf-8"))
+    if "base" in content:
+        content = {**read_yaml(file.parent / content.pop("base")), **content}
+    return content
+
+
 def load_experiment(file: str | Path) -> Experiment:
     """
     Read an experiment.
 
     Args:
-        file (`str` or `Path`): YAML.
+        file (`str` or `Path`): YAML; `base` names another one beside it, whose fields it has where it does not give its own.
 
     Returns:
         [`Experiment`]
@@ -180,10 +193,7 @@ def load_experiment(file: str | Path) -> Experiment:
     Raises:
         `ValueError`: If a field is unknown, missing or impossible.
     """
-    content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    if isinstance(content.get("ablations"), str):
-        shared = Path(file).parent / content["ablations"]
-        content["ablations"] = yaml.safe_load(shared.read_text(encoding="utf-8"))
+    content = read_yaml(Path(file))
     names = {spec.name for spec in fields(Experiment)}
     unknown = sorted(set(content) - names)
     if unknown:

@@ -52,6 +52,9 @@ LORA_OPTIONS = {"lora_rank": "rank", "lora_alpha": "alpha", "lora_dropout": "dro
 # Kept of the logs, for the learning curves.
 CURVES = ("lm_loss", "quantity_loss", "router_aux_loss", "length_error", "eval_wer", "expert_entropy", "dead_experts")
 
+# Of the training data, by which projectors are made equally loud.
+LOUDNESS_ROWS = 32
+
 STEPS_NAME = "steps.jsonl"
 FIXED_NAME = "fixed.json"
 
@@ -126,6 +129,39 @@ def initialize_projector(model: LlmAsrForConditionalGeneration, seed: int) -> No
                 parameter._is_hf_initialized = False
             torch.manual_seed(zlib.crc32(f"{seed} {part} {name}".encode()))
             model._init_weights(module)
+
+
+@torch.no_grad()
+def equalize_loudness(model: LlmAsrForConditionalGeneration, batch: dict[str, torch.Tensor]) -> float:
+    """
+    Scale the projector's last layer so that its embeddings of a batch have the root mean square of the language model's own
+    (a layer at a time, this is the initialisation of arXiv 1511.06422).
+
+    Args:
+        model ([`LlmAsrForConditionalGeneration`]): Is altered.
+        batch (`dict`): Recordings, as collated.
+
+    Returns:
+        `float`: The factor.
+    """
+    projector = model.model.projector
+    if model.config.projector_config.uses_experts:
+        layers = [projector.moe.experts.down_proj]
+        if projector.moe.shared_experts is not None:
+            layers += projector.moe.shared_experts[-1].parameters()
+    else:
+        layers = list(projector.mlp[-1].parameters())
+    embeds = model.eval().get_audio_features(**select_audio(batch)).pooler_output
+    text_embeds = model.get_input_embeddings().weight
+    scale = (text_embeds.float().square().mean() / embeds.float().square().mean()).sqrt().item()
+    for parameter in layers:
+        parameter.mul_(scale)
+    return scale
+
+
+def select_audio(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What of a batch `get_audio_features` takes."""
+    return {name: batch[name] for name in batch if name.startswith(("audio_", "input_f"))}
 
 
 class TargetCollator:
@@ -227,9 +263,7 @@ def transcribe(
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds += time.perf_counter() - started
-        audio = model.get_audio_features(
-            **{name: batch[name] for name in batch if name.startswith(("audio_", "input_f"))}
-        )
+        audio = model.get_audio_features(**select_audio(batch))
         lengths = audio.audio_lengths.tolist()
         loads: list = [None] * len(rows)
         if audio.router_logits is not None:
@@ -270,6 +304,7 @@ def describe_fixed(experiment: Experiment, data: Data, processor: LlmAsrProcesso
             "model": experiment.model,
             "training": experiment.training,
             "projector": experiment.projector,
+            "equal_loudness": experiment.equal_loudness,
             "search_seed": experiment.search_seed,
             "decoding": {
                 "strategy": "greedy",
@@ -337,6 +372,10 @@ def run(
     configs = [AutoConfig.from_pretrained(experiment.model[part]) for part in ("audio_model", "text_model")]
     projector = experiment.resolve_projector(arm, *configs)
     model, processor = compose_model(experiment, projector)
+    hidden_states = None if experiment.feature_cache is None else "audio_hidden_states"
+    collator = TargetCollator(
+        LlmAsrDataCollator(processor, hidden_states_column=hidden_states, row_ids=True), arm.cif_target
+    )
     initialize_projector(model, seed)
     initial_weights = hash_weights(model)
     del initial_weights["projector"]
@@ -351,6 +390,10 @@ def run(
         },
         "initial_projector": describe_projector(model.model.projector),
     }
+    if experiment.equal_loudness:
+        train = data.datasets["train"]
+        rows = train.select(range(0, len(train), max(1, len(train) // LOUDNESS_ROWS)))
+        manifest["output_scale"] = equalize_loudness(model, collator(list(rows)))
     fixed = {**describe_fixed(experiment, data, processor), "initial_weights": initial_weights}
     # Found out before hours are spent, and again by all runs together in the report.
     pin(
@@ -374,10 +417,6 @@ def run(
         generation_max_length=experiment.max_new_tokens,
         per_device_eval_batch_size=experiment.decode_batch_size,
         **{"save_strategy": "no", "report_to": "none", **experiment.training},
-    )
-    hidden_states = None if experiment.feature_cache is None else "audio_hidden_states"
-    collator = TargetCollator(
-        LlmAsrDataCollator(processor, hidden_states_column=hidden_states, row_ids=True), arm.cif_target
     )
     trainer = ComparisonTrainer(
         model=model,

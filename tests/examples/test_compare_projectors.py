@@ -23,10 +23,12 @@ from comparison.running import (
     TargetCollator,
     compose_model,
     count_targets,
+    equalize_loudness,
     initialize_projector,
     load_data,
     read_outputs,
     run,
+    select_audio,
 )
 from speech_files import write_speech_dataset
 from transformers import TrainerCallback
@@ -448,6 +450,43 @@ def test_projectors_begin_alike_where_they_are_alike(parts, tmp_path):
                 assert found.std().item() == pytest.approx(expected.std().item(), rel=0.6), name
 
 
+@pytest.mark.parametrize("projector", [*({"projector_type": arm} for arm in ARMS[:4]), {"num_shared_experts": 1}])
+def test_projectors_can_begin_equally_loud(fresh, projector):
+    experiment, data = fresh
+    projector = {"projector_type": "moe", **experiment.projector, **projector}
+    model, processor = compose_model(experiment, projector)
+    initialize_projector(model, 0)
+    collator = LlmAsrDataCollator(processor, hidden_states_column="audio_hidden_states")
+    batch = collator([data.datasets["train"][index] for index in range(4)])
+
+    def loudness():
+        return model.get_audio_features(**select_audio(batch)).pooler_output.square().mean().sqrt().item()
+
+    text = model.get_input_embeddings().weight.square().mean().sqrt().item()
+    assert loudness() != pytest.approx(text, rel=0.1)
+    before = loudness()
+    assert equalize_loudness(model, batch) == pytest.approx(text / before)
+    assert loudness() == pytest.approx(text)
+
+
+def test_runs_of_equally_loud_projectors_can_be_compared(parts, tmp_path):
+    file = write_experiment(tmp_path, parts, equal_loudness=True, seeds=[0, 1], ablations={}, ablation_seeds=[])
+    compare_projectors.main([str(file)])
+    manifests = manifests_of(file, "train")
+    check_manifests(manifests)
+    assert all(manifest["output_scale"] > 0 for manifest in manifests)
+    assert len({manifest["output_scale"] for manifest in manifests}) == len(manifests)
+
+
+def test_an_experiment_begins_from_another(parts, tmp_path):
+    write_experiment(tmp_path, parts)
+    (tmp_path / "other.yaml").write_text("base: experiment.yaml\nname: other\nseeds: [5, 6, 7]\nablation_seeds: [7]\n")
+    base, other = (load_experiment(tmp_path / f"{name}.yaml") for name in ("experiment", "other"))
+    assert other.name == "other"
+    assert other.seeds == [5, 6, 7]
+    assert (other.arms, other.ablations, other.results) == (base.arms, base.ablations, base.results)
+
+
 @pytest.mark.parametrize(("cif_target", "counts"), [("word", [2, 3]), ("character", [7, 12])])
 def test_cif_is_told_what_to_fire(fresh, cif_target, counts):
     experiment, data = fresh
@@ -487,3 +526,12 @@ def test_the_experiments_that_are_published_can_be_read(name):
     experiment = load_experiment(Path(compare_projectors.__file__).parent / "comparison" / f"{name}.yaml")
     assert set(ARMS) <= set(experiment.arms)
     assert "top 1" in experiment.ablations
+
+
+def test_the_experiment_with_equal_loudness_differs_from_its_base_in_little():
+    folder = Path(compare_projectors.__file__).parent / "comparison"
+    base, equal = (load_experiment(folder / f"{name}.yaml") for name in ("recorded", "equal_loudness"))
+    assert equal.equal_loudness
+    assert not base.equal_loudness
+    assert (equal.training, equal.projector, equal.model) == (base.training, base.projector, base.model)
+    assert base.arms.items() >= equal.arms.items()
