@@ -1,5 +1,9 @@
 """`pipeline("automatic-speech-recognition")`, ours and the stock one."""
 
+import http.server
+import io
+import threading
+
 import numpy as np
 import pytest
 import soundfile
@@ -76,6 +80,29 @@ def test_lists_generators_and_batches(transcriber, recordings, expected, batch_s
     assert texts(transcriber(recordings, batch_size=batch_size, generate_kwargs=GENERATE)) == expected
     streamed = transcriber((one for one in recordings), batch_size=batch_size, generate_kwargs=GENERATE)
     assert texts(streamed) == expected
+
+
+def test_a_recording_at_an_address_is_fetched_once(transcriber, recordings, expected):
+    encoded = io.BytesIO()
+    soundfile.write(encoded, recordings[1], 16000, subtype="FLOAT", format="WAV")
+    fetched = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            fetched.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(encoded.getvalue())
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/one.wav"
+        assert transcriber(address, generate_kwargs=GENERATE)["text"] == expected[1]
+        server.shutdown()
+    assert fetched == ["/one.wav"]
 
 
 def test_other_sampling_rates_are_converted(transcriber, recordings):

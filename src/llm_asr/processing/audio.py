@@ -213,8 +213,8 @@ def _load_dict(source: dict, sampling_rate: int) -> np.ndarray:
 
 
 def _load_file(source: str | Path | bytes, sampling_rate: int) -> np.ndarray:
-    file, name = _open_file(source)
-    return resample(np.concatenate(list(_read_blocks(file, name))), file.samplerate, sampling_rate)
+    # Too short a recording may be resampled to nothing.
+    return np.concatenate([np.empty(0, np.float32), *stream_audio(source, sampling_rate).blocks])
 
 
 def _open_file(source: str | Path | bytes) -> tuple["soundfile.SoundFile | ContainerFile", str]:

@@ -4,12 +4,13 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+import numpy as np
 from tqdm.auto import tqdm
 from transformers import AutomaticSpeechRecognitionPipeline, GenerationConfig
 
 from .audio import stream_audio
 from .processing_llm_asr import LlmAsrProcessor
-from .segmentation import Segment, split_at_silences
+from .segmentation import Segment, read_segments
 
 
 # Where neither the speech encoder nor the caller says how long a segment may be.
@@ -175,25 +176,20 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
         if chunk_length_s is None:
             chunk_length_s = DEFAULT_CHUNK_LENGTH_S if longest is None else longest / sampling_rate
         stream = stream_audio(inputs, sampling_rate)
-        if stream.duration is not None and stream.duration <= chunk_length_s:
-            yield Segment(start=0.0, waveform=self.processor.load_recording(inputs), sampling_rate=sampling_rate), True
-            return
-        blocks = iter(stream.blocks)
-        beginning = next(blocks)
-        segments = split_at_silences(
-            itertools.chain([beginning], blocks), sampling_rate, chunk_length_s, min_silence_s, vad
-        )
+        beginning = list(itertools.islice(stream.blocks, 1))
+        stream.blocks = itertools.chain(beginning, stream.blocks)
         found = False
         total = None if stream.duration is None else round(stream.duration)
         with tqdm(total=total, unit="s", disable=not progress_bar) as progress:
-            for segment in segments:
+            for segment in read_segments(stream, sampling_rate, chunk_length_s, min_silence_s, vad):
                 found = True
                 yield segment, True
                 progress.update(int(segment.end) - progress.n)
             progress.update((total or progress.n) - progress.n)
         if not found:
             # Something must go through the model, for every recording has a result.
-            yield Segment(start=0.0, waveform=beginning[:sampling_rate], sampling_rate=sampling_rate), False
+            waveform = np.concatenate([np.empty(0, np.float32), *beginning])[:sampling_rate]
+            yield Segment(start=0.0, waveform=waveform, sampling_rate=sampling_rate), False
 
     def _prepare_generate_kwargs(self, generate_kwargs, **overrides):
         defaults = self._generation_defaults

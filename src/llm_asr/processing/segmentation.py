@@ -1,11 +1,13 @@
 """Splitting a long recording at silences, while it is read."""
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from .audio import AudioStream
 from .voice_activity import FRAME_SECONDS, VOICE_ACTIVITIES, frame_levels
 
 
@@ -83,6 +85,39 @@ def split_at_silences(
         )
     return _split(
         blocks, SplittingRules(sampling_rate, max_segment_s, min_silence_s), VOICE_ACTIVITIES[vad](sampling_rate)
+    )
+
+
+def read_segments(
+    stream: AudioStream,
+    sampling_rate: int,
+    max_segment_s: float = 30.0,
+    min_silence_s: float = 0.5,
+    vad: str = "energy",
+) -> Iterator[Segment]:
+    """
+    A recording as a whole, if it is known to be no longer than a segment may be, or split at silences while it is read.
+
+    Args:
+        stream ([`AudioStream`]): The recording, of which nothing has been read.
+        sampling_rate (`int`): Samples per second of the stream.
+        max_segment_s, min_silence_s, vad: See [`split_at_silences`].
+
+    Returns:
+        `Iterator[Segment]`: In order; none where a long recording has no speech.
+
+    Raises:
+        `ValueError`, `ImportError`: As [`split_at_silences`] and [`stream_audio`], before the first segment where it can be
+            told.
+    """
+    if stream.duration is not None and stream.duration <= max_segment_s:
+        waveform = np.concatenate([np.empty(0, np.float32), *stream.blocks])
+        yield Segment(start=0.0, waveform=waveform, sampling_rate=sampling_rate)
+        return
+    # Of what is no recording the first block tells.
+    first = list(itertools.islice(stream.blocks, 1))
+    yield from split_at_silences(
+        itertools.chain(first, stream.blocks), sampling_rate, max_segment_s, min_silence_s, vad
     )
 
 
@@ -178,4 +213,4 @@ def _best_cut(speech: np.ndarray, levels: np.ndarray, low: int, high: int) -> in
     return low + int(smooth.argmin())
 
 
-__all__ = ["Segment", "split_at_silences"]
+__all__ = ["Segment", "read_segments", "split_at_silences"]

@@ -1,6 +1,5 @@
 """An uploaded file as segments of speech."""
 
-import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,7 +9,7 @@ from ..processing.audio import stream_audio
 from ..processing.container_audio import ContainerError
 from ..processing.pipeline_llm_asr import DEFAULT_CHUNK_LENGTH_S
 from ..processing.processing_llm_asr import LlmAsrProcessor
-from ..processing.segmentation import Segment, split_at_silences
+from ..processing.segmentation import Segment, read_segments
 
 
 class UnusableRecordingError(ValueError):
@@ -62,16 +61,9 @@ class SegmentReader:
         sampling_rate, longest = self.processor.sampling_rate, self.processor.max_audio_samples
         longest_s = DEFAULT_CHUNK_LENGTH_S if longest is None else longest / sampling_rate
         stream = stream_audio(self.contents, sampling_rate)
-        blocks = self._counted(stream.blocks)
-        if stream.duration is not None and stream.duration <= longest_s:
-            waveform = self.processor.load_recording(np.concatenate(list(blocks)))
-            yield Segment(start=0.0, waveform=waveform, sampling_rate=sampling_rate)
-            return
-        # Of what is no recording the first block tells.
-        first = next(blocks)
-        yield from split_at_silences(
-            itertools.chain([first], blocks), sampling_rate, max_segment_s=longest_s, vad=self.vad
-        )
+        stream.blocks = self._counted(stream.blocks)
+        for segment in read_segments(stream, sampling_rate, max_segment_s=longest_s, vad=self.vad):
+            yield Segment(segment.start, self.processor.load_recording(segment.waveform), sampling_rate)
 
     def _counted(self, blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         for block in blocks:
