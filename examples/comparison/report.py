@@ -111,11 +111,14 @@ def count_seeded_errors(runs: Runs) -> tuple[dict[str, SeededErrors], list[str |
 
 
 def main_contrasts(arms: Sequence[str]) -> dict[str, Mapping[str, float]]:
-    """The effects of the factorial design, and the full method against `conv` as it is and as large."""
+    """
+    The effects of the factorial design; each part alone, experts where there is CIF, and the full method against `conv` as it
+    is and as large.
+    """
     effects = factorial_contrasts("conv", "moe", "cif", "moe_cif")
     contrasts = {EFFECTS[name]: contrast for name, contrast in effects.items()}
-    others = {"moe_cif − conv": "conv", "moe_cif − conv_wide": WIDE_ARM}
-    return contrasts | {name: {"moe_cif": 1.0, arm: -1.0} for name, arm in others.items() if arm in arms}
+    pairs = [("moe", "conv"), ("cif", "conv"), ("moe_cif", "cif"), ("moe_cif", "conv"), ("moe_cif", WIDE_ARM)]
+    return contrasts | {f"{arm} − {base}": {arm: 1.0, base: -1.0} for arm, base in pairs if base in arms}
 
 
 def analyse(runs: Runs, contrasts: Mapping[str, Mapping[str, float]], num_resamples: int) -> dict[str, Any]:
