@@ -10,9 +10,9 @@ What is finished is not done again; a run that was stopped goes on from its chec
 each (`CUDA_VISIBLE_DEVICES=1 python …`), the command shares the runs out. Stages:
 
     prepare   make the data, and run the frozen encoder over it
-    search    choose a learning rate for each arm on the validation set
+    search    choose a learning rate, and possibly a loudness, for each arm on the validation set
     train     train and test each arm with each seed
-    ablate    the same for the ablations, at the learning rates of the arms that they are like
+    ablate    the same for the ablations, tuned as the arms that they are like
     report    refuse runs that differ in more than the projector; statistics, tables and plots
 """
 
@@ -32,7 +32,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from comparison.experiment import Experiment, load_experiment
+from comparison.experiment import Experiment, Tuning, load_experiment
 from comparison.manifest import write_json
 from comparison.report import make_report, read_manifests
 from comparison.running import Data, Interrupted, load_data, run
@@ -83,10 +83,10 @@ class Comparison:
 
     def search(self) -> None:
         experiment = self.experiment
-        tasks = [(arm, experiment.search_seed, rate) for arm in experiment.arms for rate in experiment.learning_rates]
+        tasks = [(arm, experiment.search_seed, tuning) for arm in experiment.arms for tuning in experiment.tunings]
         self._run_all("search", tasks)
         for arm in experiment.arms:
-            print(f"   {arm}: {self.best_learning_rate(arm):g}", flush=True)
+            print(f"   {arm}: {self.best_tuning(arm)}", flush=True)
 
     def train(self) -> None:
         experiment = self.experiment
@@ -104,19 +104,20 @@ class Comparison:
             make_report(self.experiment)
         print(f"   {self.experiment.results / 'report.md'}", flush=True)
 
-    def best_learning_rate(self, arm: str) -> float:
+    def best_tuning(self, arm: str) -> Tuning:
         """Of an arm or an ablation: the one with the lowest WER on the validation set."""
         tuned_as = self.experiment.arm(arm).tuned_as
-        # Of equals the first, which is the smaller; where training diverged there is no WER.
+        # Where training diverged there is no WER.
         found = {
-            manifest["learning_rate"]: manifest["results"].get("validation", {}).get("eval_wer", math.inf)
+            Tuning.of(manifest): manifest["results"].get("validation", {}).get("eval_wer", math.inf)
             for manifest in read_manifests(self.experiment.results / "search")
             if manifest["arm"] == tuned_as
         }
-        missing = sorted(set(self.experiment.learning_rates) - set(found))
+        missing = [str(tuning) for tuning in self.experiment.tunings if tuning not in found]
         if missing:
             raise ValueError(f"{tuned_as!r} was not tried at learning rates {missing}; do the stage `search` first.")
-        best = min(sorted(self.experiment.learning_rates), key=found.__getitem__)
+        # Of equals the one with the smaller rate.
+        best = min(self.experiment.tunings, key=lambda tuning: (found[tuning], tuning.learning_rate))
         if found[best] == math.inf:
             raise ValueError(f"{tuned_as!r} diverged at all `learning_rates`; add smaller ones.")
         return best
@@ -124,8 +125,8 @@ class Comparison:
     def _lock(self, name: str, wait: bool = True):
         return holding(self.experiment.runs / f"{name}.lock", wait)
 
-    def _run_all(self, stage: str, tasks: list[tuple[str, int, float | None]]) -> None:
-        """Train what has no manifest yet; `None` for the learning rate that was found best."""
+    def _run_all(self, stage: str, tasks: list[tuple[str, int, Tuning | None]]) -> None:
+        """Train what has no manifest yet; `None` for the tuning that was found best."""
         todo = [task for task in tasks if not self._is_done(stage, *task)]
         print(f"   {len(tasks) - len(todo)} of {len(tasks)} runs are done", flush=True)
         started = time.perf_counter()
@@ -143,37 +144,37 @@ class Comparison:
                     flush=True,
                 )
 
-    def _name(self, stage: str, arm: str, seed: int, rate: float | None) -> str:
-        return f"{stage}/{slug(arm)}-{seed}" + ("" if rate is None else f"-{rate:g}")
+    def _name(self, stage: str, arm: str, seed: int, tuning: Tuning | None) -> str:
+        return f"{stage}/{slug(arm)}-{seed}" + ("" if tuning is None else f"-{slug(str(tuning))}")
 
-    def _is_done(self, stage: str, arm: str, seed: int, rate: float | None) -> bool:
+    def _is_done(self, stage: str, arm: str, seed: int, tuning: Tuning | None) -> bool:
         """
         Whether a run has its manifest.
 
         Raises:
-            `ValueError`: If the manifest is of another arm of that name, or of a rate that is no longer the best.
+            `ValueError`: If the manifest is of another arm of that name, or of a tuning that is no longer the best.
         """
-        manifest = self.experiment.results / f"{self._name(stage, arm, seed, rate)}.json"
+        manifest = self.experiment.results / f"{self._name(stage, arm, seed, tuning)}.json"
         if not manifest.exists():
             return False
         finished = json.loads(manifest.read_text(encoding="utf-8"))
         self.experiment.check_run(finished)
-        if rate is None and finished["learning_rate"] != self.best_learning_rate(arm):
+        if tuning is None and Tuning.of(finished) != self.best_tuning(arm):
             raise ValueError(
-                f"{manifest} is of learning rate {finished['learning_rate']:g}, and {self.best_learning_rate(arm):g} is "
-                f"the best of those tried now; remove the manifests of `{arm}` to train it anew, or take the rates that "
-                "were added out of `learning_rates`."
+                f"{manifest} is of learning rate {Tuning.of(finished)}, and {self.best_tuning(arm)} is the best of those "
+                f"tried now; remove the manifests of `{arm}` to train it anew, or take what was added out of "
+                "`learning_rates` and `loudness`."
             )
         return True
 
-    def _run(self, stage: str, arm: str, seed: int, rate: float | None) -> str:
+    def _run(self, stage: str, arm: str, seed: int, tuning: Tuning | None) -> str:
         """Train and test, and say how it went."""
-        name = self._name(stage, arm, seed, rate)
-        rate = self.best_learning_rate(arm) if rate is None else rate
+        name = self._name(stage, arm, seed, tuning)
+        tuning = self.best_tuning(arm) if tuning is None else tuning
         began = time.perf_counter()
         try:
             manifest = run(
-                self.experiment, self.data, self.experiment.arm(arm), seed, rate, name, tests=stage != "search"
+                self.experiment, self.data, self.experiment.arm(arm), seed, tuning, name, tests=stage != "search"
             )
             outcome = f"validation WER {manifest['results']['validation']['eval_wer']:.2f} %"
         except FloatingPointError as error:
@@ -183,14 +184,14 @@ class Comparison:
             failure = {
                 "arm": arm,
                 "seed": seed,
-                "learning_rate": rate,
+                **asdict(tuning),
                 "projector": {"arm": asdict(self.experiment.arm(arm))},
                 "results": {},
                 "error": str(error),
             }
             write_json(self.experiment.results / f"{name}.json", failure)
             outcome = "diverged"
-        return f"{name} at {rate:g}: {outcome}, {time.perf_counter() - began:.0f} s"
+        return f"{name} at {tuning}: {outcome}, {time.perf_counter() - began:.0f} s"
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,33 @@ RESERVED_TRAINING_OPTIONS = ("learning_rate", "output_dir", "seed", "data_seed")
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """
+    What is chosen for each arm on the validation set.
+
+    Attributes:
+        learning_rate (`float`): Peak of the schedule.
+        loudness (`float`, *optional*): Root mean square of the embeddings that the projector makes before it is trained, as a
+            multiple of the language model's own; as its weights are drawn if absent.
+    """
+
+    learning_rate: float
+    loudness: float | None = None
+
+    @classmethod
+    def of(cls, manifest: Mapping[str, Any]) -> Tuning:
+        """That of a run; the first ones knew no loudness."""
+        return cls(manifest["learning_rate"], manifest.get("loudness"))
+
+    def __str__(self) -> str:
+        return (
+            f"{self.learning_rate:g}"
+            if self.loudness is None
+            else f"{self.learning_rate:g}, loudness {self.loudness:g}"
+        )
+
+
+@dataclass(frozen=True)
 class Arm:
     """
     One projector that is compared.
@@ -29,7 +58,7 @@ class Arm:
         projector (`dict`): Fields of [`LlmAsrProjectorConfig`], those that all arms share included.
         match_parameters (`str`, *optional*): Arm whose number of parameters this one is to have, by its `intermediate_size`.
         cif_target (`str`): What CIF is to fire one embedding for: `"token"`, `"word"` or `"character"`.
-        tuned_as (`str`): Arm whose learning rate it takes; itself if it has its own search.
+        tuned_as (`str`): Arm whose tuning it takes; itself if it has its own search.
     """
 
     name: str
@@ -53,15 +82,15 @@ class Experiment:
         model: `audio_model`, `text_model`, `freeze_audio`, `freeze_text`, `encoder_padding`, `lora_rank`, `lora_alpha` and
             `lora_dropout`, as in `examples/train.py`.
         projector: fields of `LlmAsrProjectorConfig` that all arms share.
-        equal_loudness: whether projectors begin with embeddings as loud as those of the text, which those of unequal depth
-            and width do not by themselves.
         training: fields of `LlmAsrTrainingArguments` that all arms share.
         learning_rates: those tried for each arm, by one run each with `search_seed`; the lowest WER on `validation_dataset`
             wins.
+        loudness: those tried with each learning rate; see [`Tuning`]. By default projectors are left as they are drawn, and
+            those of unequal depth and width begin unequally loud.
         seeds: of the runs of each arm: initial weights of projectors (and LoRA) and the order of the data.
         arms: by name: fields of `LlmAsrProjectorConfig`, or `match_parameters: ARM` beside them. `conv`, `moe`, `cif` and
             `moe_cif` make the factorial design.
-        ablations: by name: `like: ARM`, whose fields and learning rate they take, and fields that differ; `cif_target`. Or
+        ablations: by name: `like: ARM`, whose fields and tuning they take, and fields that differ; `cif_target`. Or
             the name of a file with them, beside the experiment's.
         ablation_seeds: of the runs of each ablation; some of `seeds`.
         prepare: what makes the data: commands, each with the file that it `creates`.
@@ -81,7 +110,7 @@ class Experiment:
     learning_rates: list[float]
     arms: dict[str, dict[str, Any]]
     projector: dict[str, Any] = field(default_factory=dict)
-    equal_loudness: bool = False
+    loudness: list[float | None] = field(default_factory=lambda: [None])
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
     search_seed: int = 1000
     ablations: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -95,6 +124,9 @@ class Experiment:
     def __post_init__(self):
         self.results, self.runs = Path(self.results), Path(self.runs)
         self.learning_rates = [float(rate) for rate in self.learning_rates]
+        self.loudness = [None if value is None else float(value) for value in self.loudness]
+        if not self.loudness or not all(value is None or value > 0 for value in self.loudness):
+            raise ValueError(f"`loudness` must hold positive numbers, or null for none, got {self.loudness}.")
         if self.search_seed in self.seeds:
             raise ValueError(
                 f"`search_seed` ({self.search_seed}) must not be one of `seeds`: rates would be chosen by them."
@@ -124,6 +156,11 @@ class Experiment:
                 raise ValueError(
                     f"`match_parameters` of {name!r} must be one of `arms`, got {arm.match_parameters!r}."
                 )
+
+    @property
+    def tunings(self) -> list[Tuning]:
+        """What is tried for each arm."""
+        return [Tuning(rate, loudness) for loudness, rate in product(self.loudness, self.learning_rates)]
 
     def arm(self, name: str) -> Arm:
         """An arm or an ablation by its name."""

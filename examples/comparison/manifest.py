@@ -9,10 +9,12 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from comparison.experiment import Tuning
 from datasets import Dataset
 from torch import nn
 
@@ -120,11 +122,11 @@ def write_json(file: Path, content: Any) -> None:
 
 def check_manifests(manifests: Iterable[Mapping[str, Any]]) -> None:
     """
-    Refuse runs that differ in anything but the projector, its learning rate and the seed.
+    Refuse runs that differ in anything but the projector, its tuning and the seed.
 
     Equal must be, among all runs: `fixed` (settings, data, prompts, code, versions and initial weights of what is not the
     projector); among the runs of a seed: `fixed_by_seed` (order of the data) and the initial values of all parameters of
-    projectors that have the same name and shape; among the runs of an arm: its projector and learning rate.
+    projectors that have the same name and shape; among the runs of an arm: its projector, learning rate and loudness.
 
     Args:
         manifests (`Iterable[dict]`): Of the runs.
@@ -145,7 +147,8 @@ def check_manifests(manifests: Iterable[Mapping[str, Any]]) -> None:
         compare(("fixed",), run, manifest["fixed"])
         compare((manifest["seed"], "fixed_by_seed"), run, manifest["fixed_by_seed"])
         compare((manifest["arm"], "projector"), run, manifest["projector"])
-        compare((manifest["arm"], "learning_rate"), run, manifest["learning_rate"])
+        for choice, value in asdict(Tuning.of(manifest)).items():
+            compare((manifest["arm"], choice), run, value)
         for name, (shape, checksum) in manifest["initial_projector"].items():
             compare((manifest["seed"], tuple(shape), f"initial_projector.{name}"), run, checksum)
     if differences:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import numpy as np
-from comparison.experiment import Experiment
+from comparison.experiment import Experiment, Tuning
 from comparison.manifest import check_manifests, hash_file, write_json
 from comparison.running import read_outputs
 from matplotlib import colormaps
@@ -144,7 +144,7 @@ def describe_costs(runs: Runs, test: str) -> dict[str, dict[str, float]]:
     for arm, by_seed in runs.manifests.items():
         results = [manifest["results"] for manifest in by_seed.values()]
         costs[arm] = {
-            "learning_rate": runs.first(arm)["learning_rate"],
+            **asdict(Tuning.of(runs.first(arm))),
             **{name: results[0][test][name] for name in ("total_parameters", "active_parameters")},
             **{
                 name: mean(result[test][name] for result in results)
@@ -210,12 +210,29 @@ def analyse_ablations(
 
 
 def describe_search(experiment: Experiment) -> dict[str, dict[str, float]]:
-    """WER on the validation set, by arm and learning rate; `None` where training diverged."""
+    """WER on the validation set, by arm and what was tried; `None` where training diverged."""
     searched: dict[str, dict[str, float]] = {}
-    for manifest in read_manifests(experiment.results / "search"):
+    manifests = read_manifests(experiment.results / "search")
+    for manifest in sorted(
+        manifests, key=lambda one: (one["arm"], Tuning.of(one).loudness or 0, one["learning_rate"])
+    ):
         wer = manifest["results"].get("validation", {}).get("eval_wer")
-        searched.setdefault(manifest["arm"], {})[f"{manifest['learning_rate']:g}"] = wer
+        searched.setdefault(manifest["arm"], {})[str(Tuning.of(manifest))] = wer
     return searched
+
+
+def best_at_an_end(experiment: Experiment, costs: Mapping[str, dict]) -> list[str]:
+    """Arms whose best tuning is at an end of what was tried."""
+
+    def is_end(value: float | None, tried: Sequence[float | None]) -> bool:
+        known = [one for one in tried if one is not None]
+        return value is not None and value in (min(known), max(known))
+
+    return [
+        arm
+        for arm, cost in costs.items()
+        if is_end(cost["learning_rate"], experiment.learning_rates) or is_end(cost["loudness"], experiment.loudness)
+    ]
 
 
 def make_report(experiment: Experiment, num_resamples: int = 10_000) -> dict[str, Any]:
@@ -239,6 +256,7 @@ def make_report(experiment: Experiment, num_resamples: int = 10_000) -> dict[str
         "lengths": describe_lengths(runs),
         "experts": usages,
         "search": describe_search(experiment),
+        "best_at_an_end": best_at_an_end(experiment, describe_costs(runs, main_test)),
         "ablations": analyse_ablations(experiment, manifests, main_test, num_resamples),
         "fixed": runs.first(runs.arms[0])["fixed"],
         "provenance": [
@@ -364,11 +382,12 @@ def arm_table(groups: Mapping[str, dict], unit: str) -> str:
 
 
 def cost_table(costs: Mapping[str, dict]) -> str:
-    headers = ["", "learning rate", "parameters", "active", "MFLOP/s of audio", "LLM tokens/s of audio", "training, s"]
+    headers = ["", "learning rate", "loudness", "parameters", "active", "MFLOP/s of audio", "LLM tokens/s of audio"]
     rows = [
         [
             arm,
             f"{cost['learning_rate']:g}",
+            "as drawn" if cost["loudness"] is None else f"{cost['loudness']:g}",
             f"{cost['total_parameters']:,}",
             f"{cost['active_parameters']:,}",
             f"{cost['flops_per_second'] / 1e6:.1f}",
@@ -378,7 +397,7 @@ def cost_table(costs: Mapping[str, dict]) -> str:
         ]
         for arm, cost in costs.items()
     ]
-    return table([*headers, "decoding the test set, s"], rows)
+    return table([*headers, "training, s", "decoding the test set, s"], rows)
 
 
 def render(report: Mapping[str, Any], main_test: str) -> str:
@@ -461,16 +480,16 @@ def render(report: Mapping[str, Any], main_test: str) -> str:
                 ]
             )
         headers = ["", "like", "WER %", "difference", "p (Holm)", "parameters", "LLM tokens/s", "length error %"]
-        parts += ["## Ablations", "At the learning rate of the arm that each is like.", table(headers, rows)]
-    rates = sorted({rate for by_rate in report["search"].values() for rate in by_rate}, key=float)
+        parts += ["## Ablations", "Tuned as the arm that each is like.", table(headers, rows)]
+    tried = list(dict.fromkeys(tuning for found in report["search"].values() for tuning in found))
     rows = [
-        [arm, *("diverged" if (wer := by_rate.get(rate)) is None else f"{wer:.2f}" for rate in rates)]
-        for arm, by_rate in report["search"].items()
+        [arm, *("diverged" if (wer := found.get(tuning)) is None else f"{wer:.2f}" for tuning in tried)]
+        for arm, found in report["search"].items()
     ]
-    parts += ["## Learning rates", table(["WER % on the validation set", *rates], rows)]
-    at_an_end = [arm for arm, cost in report["costs"].items() if f"{cost['learning_rate']:g}" in (rates[0], rates[-1])]
-    if at_an_end:
-        parts.append(f"Best at an end of what was tried: {', '.join(at_an_end)}; a wider search might find better.")
+    parts += ["## Learning rates", table(["WER % on the validation set", *tried], rows)]
+    if report["best_at_an_end"]:
+        arms = ", ".join(report["best_at_an_end"])
+        parts.append(f"Best at an end of what was tried: {arms}; a wider search might find better.")
     parts.append("## Provenance")
     machine = ", ".join(f"{name} {value}" for name, value in report["fixed"]["machine"].items())
     revisions = "; ".join(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from comparison.experiment import Arm, Experiment
+from comparison.experiment import Arm, Experiment, Tuning
 from comparison.manifest import (
     describe_dataset,
     describe_machine,
@@ -52,7 +52,7 @@ LORA_OPTIONS = {"lora_rank": "rank", "lora_alpha": "alpha", "lora_dropout": "dro
 # Kept of the logs, for the learning curves.
 CURVES = ("lm_loss", "quantity_loss", "router_aux_loss", "length_error", "eval_wer", "expert_entropy", "dead_experts")
 
-# Of the training data, by which projectors are made equally loud.
+# Of the training data, by which the loudness of projectors is set.
 LOUDNESS_ROWS = 32
 
 STEPS_NAME = "steps.jsonl"
@@ -132,14 +132,15 @@ def initialize_projector(model: LlmAsrForConditionalGeneration, seed: int) -> No
 
 
 @torch.no_grad()
-def equalize_loudness(model: LlmAsrForConditionalGeneration, batch: dict[str, torch.Tensor]) -> float:
+def set_loudness(model: LlmAsrForConditionalGeneration, batch: dict[str, torch.Tensor], loudness: float) -> float:
     """
-    Scale the projector's last layer so that its embeddings of a batch have the root mean square of the language model's own
-    (a layer at a time, this is the initialisation of arXiv 1511.06422).
+    Scale the projector's last layer so that its embeddings of a batch have a root mean square that is a multiple of that of
+    the language model's own (with 1 a variance for each layer, this is the initialisation of arXiv 1511.06422).
 
     Args:
         model ([`LlmAsrForConditionalGeneration`]): Is altered.
         batch (`dict`): Recordings, as collated.
+        loudness (`float`): The multiple.
 
     Returns:
         `float`: The factor.
@@ -153,7 +154,7 @@ def equalize_loudness(model: LlmAsrForConditionalGeneration, batch: dict[str, to
         layers = list(projector.mlp[-1].parameters())
     embeds = model.eval().get_audio_features(**select_audio(batch)).pooler_output
     text_embeds = model.get_input_embeddings().weight
-    scale = (text_embeds.float().square().mean() / embeds.float().square().mean()).sqrt().item()
+    scale = loudness * (text_embeds.float().square().mean() / embeds.float().square().mean()).sqrt().item()
     for parameter in layers:
         parameter.mul_(scale)
     return scale
@@ -304,7 +305,6 @@ def describe_fixed(experiment: Experiment, data: Data, processor: LlmAsrProcesso
             "model": experiment.model,
             "training": experiment.training,
             "projector": experiment.projector,
-            "equal_loudness": experiment.equal_loudness,
             "search_seed": experiment.search_seed,
             "decoding": {
                 "strategy": "greedy",
@@ -341,7 +341,7 @@ def run(
     data: Data,
     arm: Arm,
     seed: int,
-    learning_rate: float,
+    tuning: Tuning,
     name: str,
     tests: bool = True,
     callbacks: tuple[Callable[[ComparisonTrainer], TrainerCallback], ...] = (),
@@ -354,7 +354,7 @@ def run(
         data ([`Data`]): Its datasets.
         arm ([`Arm`]): Projector.
         seed (`int`): Of the projector's weights and the order of the data.
-        learning_rate (`float`): Peak of the schedule.
+        tuning ([`Tuning`]): Learning rate and loudness.
         name (`str`): Of the manifest and the outputs, under `experiment.results`, and of the folder under `experiment.runs`.
         tests (`bool`, *optional*, defaults to `True`): Whether to transcribe the test sets.
         callbacks (`tuple`, *optional*): Further ones, each made from the trainer.
@@ -382,7 +382,7 @@ def run(
     manifest = {
         "arm": arm.name,
         "seed": seed,
-        "learning_rate": learning_rate,
+        **asdict(tuning),
         "projector": {
             "arm": asdict(arm),
             "config": {field: model.config.projector_config.to_dict()[field] for field in sorted(projector)},
@@ -390,10 +390,10 @@ def run(
         },
         "initial_projector": describe_projector(model.model.projector),
     }
-    if experiment.equal_loudness:
+    if tuning.loudness is not None:
         train = data.datasets["train"]
         rows = train.select(range(0, len(train), max(1, len(train) // LOUDNESS_ROWS)))
-        manifest["output_scale"] = equalize_loudness(model, collator(list(rows)))
+        manifest["output_scale"] = set_loudness(model, collator(list(rows)), tuning.loudness)
     fixed = {**describe_fixed(experiment, data, processor), "initial_weights": initial_weights}
     # Found out before hours are spent, and again by all runs together in the report.
     pin(
@@ -413,7 +413,7 @@ def run(
     arguments = LlmAsrTrainingArguments(
         output_dir=str(folder),
         seed=seed,
-        learning_rate=learning_rate,
+        learning_rate=tuning.learning_rate,
         generation_max_length=experiment.max_new_tokens,
         per_device_eval_batch_size=experiment.decode_batch_size,
         **{"save_strategy": "no", "report_to": "none", **experiment.training},

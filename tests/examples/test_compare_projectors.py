@@ -15,7 +15,7 @@ import compare_projectors
 import pytest
 import torch
 import yaml
-from comparison.experiment import load_experiment
+from comparison.experiment import Tuning, load_experiment
 from comparison.manifest import check_manifests
 from comparison.report import make_report, read_manifests
 from comparison.running import (
@@ -23,12 +23,12 @@ from comparison.running import (
     TargetCollator,
     compose_model,
     count_targets,
-    equalize_loudness,
     initialize_projector,
     load_data,
     read_outputs,
     run,
     select_audio,
+    set_loudness,
 )
 from speech_files import write_speech_dataset
 from transformers import TrainerCallback
@@ -248,9 +248,9 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(fresh, stop, ends_with, g
     # A run that is stopped leaves out an evaluation that is due, so none is.
     experiment.training.update(max_steps=5, eval_steps=5)
     arm = experiment.arm("moe_cif")
-    whole = run(experiment, data, arm, 0, 1e-3, "train/whole")
+    whole = run(experiment, data, arm, 0, Tuning(1e-3), "train/whole")
     with pytest.raises(ends_with):
-        run(experiment, data, arm, 0, 1e-3, "train/cut", callbacks=(lambda trainer: stop,))
+        run(experiment, data, arm, 0, Tuning(1e-3), "train/cut", callbacks=(lambda trainer: stop,))
     assert not (experiment.results / "train" / "cut.json").exists()
     steps = []
 
@@ -258,7 +258,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(fresh, stop, ends_with, g
         def on_step_begin(self, args, state, control, **kwargs):
             steps.append(state.global_step)
 
-    resumed = run(experiment, data, arm, 0, 1e-3, "train/cut", callbacks=(lambda trainer: Watch(),))
+    resumed = run(experiment, data, arm, 0, Tuning(1e-3), "train/cut", callbacks=(lambda trainer: Watch(),))
     assert steps[0] == goes_on_from
     for name in ("final_weights", "fixed_by_seed", "initial_projector"):
         assert resumed[name] == whole[name], name
@@ -272,9 +272,11 @@ def test_with_lora_the_language_model_begins_alike_and_is_tested_as_trained(part
     text_model = {"audio_model": parts["whisper"], "text_model": parts["qwen2"], "lora_rank": 2, "lora_alpha": 8}
     experiment = load_experiment(write_experiment(tmp_path, parts, model=text_model))
     data = load_data(experiment)
-    first, second = (run(experiment, data, experiment.arm(arm), 0, 1e-2, f"train/{arm}") for arm in ("conv", "moe"))
+    first, second = (
+        run(experiment, data, experiment.arm(arm), 0, Tuning(1e-2), f"train/{arm}") for arm in ("conv", "moe")
+    )
     check_manifests([first, second])
-    other = run(experiment, data, experiment.arm("conv"), 1, 1e-2, "train/other")
+    other = run(experiment, data, experiment.arm("conv"), 1, Tuning(1e-2), "train/other")
     # Adapters are drawn by the seed.
     name = "initial_language_model"
     assert first["fixed_by_seed"][name] == second["fixed_by_seed"][name] != other["fixed_by_seed"][name]
@@ -291,9 +293,9 @@ def test_with_lora_the_language_model_begins_alike_and_is_tested_as_trained(part
 def test_refuses_to_resume_another_run(fresh):
     experiment, data = fresh
     with pytest.raises(SystemExit):
-        run(experiment, data, experiment.arm("cif"), 0, 1e-3, "a", callbacks=(lambda trainer: Stop(3, None),))
+        run(experiment, data, experiment.arm("cif"), 0, Tuning(1e-3), "a", callbacks=(lambda trainer: Stop(3, None),))
     with pytest.raises(ValueError, match=r"run\.learning_rate"):
-        run(experiment, data, experiment.arm("cif"), 0, 2e-3, "a")
+        run(experiment, data, experiment.arm("cif"), 0, Tuning(2e-3), "a")
 
 
 def test_refuses_before_training_what_could_not_be_compared(copied, monkeypatch):
@@ -395,13 +397,15 @@ def test_the_learning_rate_with_the_lowest_wer_is_taken(copied):
     comparison = compare_projectors.Comparison(load_experiment(copied))
     folder = comparison.experiment.results / "search"
     found = json.loads((folder / "moe_cif-1000-0.001.json").read_text())
-    with pytest.raises(ValueError, match=r"'moe_cif' was not tried at learning rates \[0\.002, 0\.003, 0\.004\]"):
-        comparison.best_learning_rate("moe_cif")
+    with pytest.raises(
+        ValueError, match=r"'moe_cif' was not tried at learning rates \['0\.002', '0\.003', '0\.004'\]"
+    ):
+        comparison.best_tuning("moe_cif")
     for rate, wer in ((1e-3, 30), (2e-3, 20), (3e-3, 20), (4e-3, None)):
         found["learning_rate"], found["results"] = rate, {} if wer is None else {"validation": {"eval_wer": wer}}
         (folder / f"moe_cif-1000-{rate:g}.json").write_text(json.dumps(found))
-    assert comparison.best_learning_rate("moe_cif") == 2e-3
-    assert comparison.best_learning_rate("top 1") == 2e-3
+    assert comparison.best_tuning("moe_cif") == Tuning(2e-3)
+    assert comparison.best_tuning("top 1") == Tuning(2e-3)
     # Rates that are tried later must not leave runs of another one behind.
     found["results"] = {"validation": {"eval_wer": 0}}
     for arm in ARMS:
@@ -426,7 +430,7 @@ def test_a_rate_at_which_training_diverges_is_a_finding(copied, monkeypatch):
     markdown = (load_experiment(copied).results / "report.md").read_text()
     assert "diverged" in markdown
     assert "Best at an end of what was tried: conv, moe, cif, moe_cif, conv_wide;" in markdown
-    assert compare_projectors.Comparison(load_experiment(copied)).best_learning_rate("conv") == 1e-3
+    assert compare_projectors.Comparison(load_experiment(copied)).best_tuning("conv") == Tuning(1e-3)
 
 
 def test_projectors_begin_alike_where_they_are_alike(parts, tmp_path):
@@ -453,7 +457,7 @@ def test_projectors_begin_alike_where_they_are_alike(parts, tmp_path):
 
 
 @pytest.mark.parametrize("projector", [*({"projector_type": arm} for arm in ARMS[:4]), {"num_shared_experts": 1}])
-def test_projectors_can_begin_equally_loud(fresh, projector):
+def test_projectors_begin_as_loud_as_they_are_told(fresh, projector):
     experiment, data = fresh
     projector = {"projector_type": "moe", **experiment.projector, **projector}
     model, processor = compose_model(experiment, projector)
@@ -462,22 +466,42 @@ def test_projectors_can_begin_equally_loud(fresh, projector):
     batch = collator([data.datasets["train"][index] for index in range(4)])
 
     def loudness():
-        return model.get_audio_features(**select_audio(batch)).pooler_output.square().mean().sqrt().item()
+        embeds = model.get_audio_features(**select_audio(batch)).pooler_output
+        return (embeds.square().mean() / model.get_input_embeddings().weight.square().mean()).sqrt().item()
 
-    text = model.get_input_embeddings().weight.square().mean().sqrt().item()
-    assert loudness() != pytest.approx(text, rel=0.1)
-    before = loudness()
-    assert equalize_loudness(model, batch) == pytest.approx(text / before)
-    assert loudness() == pytest.approx(text)
+    drawn = loudness()
+    assert drawn != pytest.approx(1, rel=0.1)
+    for wanted in (1, 3):
+        before = loudness()
+        assert set_loudness(model, batch, wanted) == pytest.approx(wanted / before)
+        assert loudness() == pytest.approx(wanted)
 
 
-def test_runs_of_equally_loud_projectors_can_be_compared(parts, tmp_path):
-    file = write_experiment(tmp_path, parts, equal_loudness=True, seeds=[0, 1], ablations={}, ablation_seeds=[])
+def test_loudness_is_tuned_as_the_learning_rate_is(parts, tmp_path):
+    file = write_experiment(tmp_path, parts, loudness=[None, 1, 3], ablations={}, ablation_seeds=[])
     compare_projectors.main([str(file)])
-    manifests = manifests_of(file, "train")
-    check_manifests(manifests)
-    assert all(manifest["output_scale"] > 0 for manifest in manifests)
-    assert len({manifest["output_scale"] for manifest in manifests}) == len(manifests)
+    results = load_experiment(file).results
+    assert {path.name for path in (results / "search").glob("conv-*")} == {
+        "conv-1000-0.001.json",
+        "conv-1000-0.001-loudness-1.json",
+        "conv-1000-0.001-loudness-3.json",
+    }
+    found = {(one["arm"], Tuning.of(one)): one for one in manifests_of(file, "search")}
+    quiet, loud = (found["cif", Tuning(1e-3, loudness)] for loudness in (1, 3))
+    assert loud["output_scale"] == pytest.approx(3 * quiet["output_scale"])
+    assert "output_scale" not in found["cif", Tuning(1e-3)]
+    assert quiet["final_weights"] != loud["final_weights"]
+    report = json.loads((results / "report.json").read_text())
+    assert list(report["search"]["cif"]) == ["0.001", "0.001, loudness 1", "0.001, loudness 3"]
+    for manifest in manifests_of(file, "train"):
+        tried = report["search"][manifest["arm"]]
+        assert tried[str(Tuning.of(manifest))] == min(tried.values())
+        assert report["costs"][manifest["arm"]]["loudness"] == manifest["loudness"]
+    # Of one arm only.
+    trained = manifests_of(file, "train")
+    trained[0]["loudness"] = 7
+    with pytest.raises(ValueError, match=rf"loudness of {trained[0]['arm']} \(seed 0\)"):
+        check_manifests(trained)
 
 
 def test_an_experiment_begins_from_another(parts, tmp_path):
@@ -508,6 +532,8 @@ def test_cif_is_told_what_to_fire(fresh, cif_target, counts):
         ({"search_seed": 1}, "`search_seed` \\(1\\) must not be one of `seeds`"),
         ({"ablation_seeds": [7]}, "must be among `seeds`"),
         ({"learning_rates": []}, "must not be empty"),
+        ({"loudness": []}, "`loudness` must hold positive numbers"),
+        ({"loudness": [0]}, "`loudness` must hold positive numbers"),
         ({"training": {"seed": 3}}, r"must leave out \['seed'\]"),
         ({"arms": {"conv": {"projector_type": "conv"}}}, r"lacks \['moe', 'cif', 'moe_cif'\]"),
         ({"ablations": {"conv": {"like": "moe"}}}, r"\['conv'\] are `arms` already"),
@@ -523,17 +549,8 @@ def test_refuses_an_impossible_experiment(parts, tmp_path, changes, message):
         load_experiment(write_experiment(tmp_path, parts, **changes))
 
 
-@pytest.mark.parametrize("name", ["recorded", "espeak", "smollm2"])
+@pytest.mark.parametrize("name", ["recorded", "loudness", "espeak", "smollm2"])
 def test_the_experiments_that_are_published_can_be_read(name):
     experiment = load_experiment(Path(compare_projectors.__file__).parent / "comparison" / f"{name}.yaml")
     assert set(ARMS) <= set(experiment.arms)
     assert "top 1" in experiment.ablations
-
-
-def test_the_experiment_with_equal_loudness_differs_from_its_base_in_little():
-    folder = Path(compare_projectors.__file__).parent / "comparison"
-    base, equal = (load_experiment(folder / f"{name}.yaml") for name in ("recorded", "equal_loudness"))
-    assert equal.equal_loudness
-    assert not base.equal_loudness
-    assert (equal.training, equal.projector, equal.model) == (base.training, base.projector, base.model)
-    assert base.arms.items() >= equal.arms.items()
