@@ -222,11 +222,11 @@ def describe_search(experiment: Experiment) -> dict[str, dict[str, float]]:
 
 
 def best_at_an_end(experiment: Experiment, costs: Mapping[str, dict]) -> list[str]:
-    """Arms whose best tuning is at an end of what was tried."""
+    """Arms whose best tuning is at an end of what was tried; where nothing else was tried, nothing was chosen."""
 
     def is_end(value: float | None, tried: Sequence[float | None]) -> bool:
         known = [one for one in tried if one is not None]
-        return value is not None and value in (min(known), max(known))
+        return len(tried) > 1 and value is not None and value in (min(known), max(known))
 
     return [
         arm
@@ -483,7 +483,13 @@ def render(report: Mapping[str, Any], main_test: str) -> str:
         parts += ["## Ablations", "Tuned as the arm that each is like.", table(headers, rows)]
     tried = list(dict.fromkeys(tuning for found in report["search"].values() for tuning in found))
     rows = [
-        [arm, *("diverged" if (wer := found.get(tuning)) is None else f"{wer:.2f}" for tuning in tried)]
+        [
+            arm,
+            *(
+                "–" if tuning not in found else "diverged" if found[tuning] is None else f"{found[tuning]:.2f}"
+                for tuning in tried
+            ),
+        ]
         for arm, found in report["search"].items()
     ]
     parts += ["## Learning rates", table(["WER % on the validation set", *tried], rows)]

@@ -433,6 +433,20 @@ def test_a_rate_at_which_training_diverges_is_a_finding(copied, monkeypatch):
     assert compare_projectors.Comparison(load_experiment(copied)).best_tuning("conv") == Tuning(1e-3)
 
 
+def test_what_was_tried_for_one_arm_only_is_in_the_report(copied):
+    search = load_experiment(copied).results / "search"
+    manifest = json.loads((search / "conv-1000-0.001.json").read_text())
+    manifest["learning_rate"] = 7.0
+    (search / "conv-1000-7.json").write_text(json.dumps(manifest))
+    compare_projectors.main([str(copied), "report"])
+    markdown = (load_experiment(copied).results / "report.md").read_text()
+    wer = f"{manifest['results']['validation']['eval_wer']:.2f}"
+    assert f"| conv | {wer} | {wer} |" in markdown
+    moe = json.loads((search / "moe-1000-0.001.json").read_text())["results"]["validation"]["eval_wer"]
+    assert f"| moe | {moe:.2f} | – |" in markdown
+    assert "Best at an end of what was tried" not in markdown
+
+
 def test_projectors_begin_alike_where_they_are_alike(parts, tmp_path):
     experiment = load_experiment(write_experiment(tmp_path, parts))
     states = {}
