@@ -202,3 +202,31 @@ def test_a_new_projector_fires_the_expected_tokens_per_second(parts, projector_t
     output = projector(torch.randn(1, 100, 32), torch.ones(1, 100, dtype=torch.bool))
     # 100 encoder frames are two seconds.
     torch.testing.assert_close(output.quantities, torch.tensor([10.0]), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("hidden_size", [16, 256])
+@pytest.mark.parametrize("projector_type", PROJECTOR_TYPES)
+def test_embeddings_begin_equally_loud_at_any_width(parts, projector_type, hidden_size):
+    sizes = {"hidden_size": hidden_size, "intermediate_size": 2 * hidden_size, "expert_hidden_size": hidden_size}
+    model, _ = compose(
+        parts, projector_type, **sizes, num_shared_experts=1, initializer_range=None, expected_tokens_per_second=5.0
+    )
+    frames, mask = torch.randn(20, 100, 32), torch.ones(20, 100, dtype=torch.bool)
+    with torch.no_grad():
+        output = model.model.projector(frames, mask)
+    assert 0.1 < output.embeds.square().mean().sqrt() < 0.7
+    if output.quantities is not None:
+        torch.testing.assert_close(output.quantities.mean(), torch.tensor(10.0), rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("projector_type", PROJECTOR_TYPES)
+def test_a_given_range_is_that_of_all_weight_matrices(parts, projector_type):
+    """Not the language model's, which is 0.2 here."""
+    options = {"draft_head": True} if "cif" in projector_type else {}
+    model, _ = compose(parts, projector_type, num_shared_experts=1, initializer_range=0.05, **options)
+    weights = [*model.model.projector.named_parameters()]
+    weights += [] if model.draft_head is None else model.draft_head.named_parameters()
+    for name, weight in weights:
+        if weight.dim() > 1 and weight.numel() > 500:
+            torch.testing.assert_close(weight.std(), torch.tensor(0.05), rtol=0.15, atol=0, msg=name)
+    assert model.lm_head.weight.std() > 0.15

@@ -144,8 +144,10 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
             Weight of the cross-entropy of the drafts.
         expected_tokens_per_second (`float`, *optional*, defaults to 4.0):
             Firing rate of the untrained CIF weights: the bias of the weight predictor is initialised to it.
-        initializer_range (`float`, *optional*, defaults to 0.02):
-            Standard deviation of the normal initialisation of all weight matrices.
+        initializer_range (`float`, *optional*):
+            Standard deviation of the normal initialisation of all weight matrices. By default `1 / sqrt(fan_in)` for each
+            (LeCun et al., 1998, "Efficient BackProp", section 4.6), by which how loud embeddings begin depends on no width, and
+            0.02 for what routes and weighs frames.
     """
 
     model_type = "llm_asr_projector"
@@ -177,7 +179,7 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
     draft_head: bool = False
     draft_loss_coef: float | int = 0.3
     expected_tokens_per_second: float | int = 4.0
-    initializer_range: float | int = 0.02
+    initializer_range: float | int | None = None
 
     def __post_init__(self, **kwargs):
         # `PreTrainedConfig` keeps unknown keys as attributes, which would turn a misspelt option into a silent default.
@@ -215,7 +217,10 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
             "initializer_range",
         ):
             value = getattr(self, name)
-            _require(math.isfinite(value) and value >= 0, f"`{name}` must not be negative or infinite, got {value}.")
+            _require(
+                value is None or (math.isfinite(value) and value >= 0),
+                f"`{name}` must not be negative or infinite, got {value}.",
+            )
         for name in ("cif_threshold", "cif_smooth_factor", "expected_tokens_per_second"):
             value = getattr(self, name)
             _require(math.isfinite(value) and value > 0, f"`{name}` must be positive and finite, got {value}.")

@@ -183,19 +183,28 @@ class LlmAsrPreTrainedModel(LlmAsrLoadingMixin, PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        std = self.config.projector_config.initializer_range
         if isinstance(module, Experts):
-            init.normal_(module.up_proj, mean=0.0, std=std)
-            init.normal_(module.down_proj, mean=0.0, std=std)
+            for weight in (module.up_proj, module.down_proj):
+                self._draw(weight, fan_in=weight.shape[-1])
         elif isinstance(module, TopKRouter):
-            init.normal_(module.weight, mean=0.0, std=std)
+            self._draw(module.weight)
             if module.up_proj is not None:
-                init.normal_(module.up_proj, mean=0.0, std=std)
+                self._draw(module.up_proj, fan_in=module.up_proj.shape[-1])
         elif isinstance(module, ExpertBalance):
             for buffer in module.buffers():
                 init.zeros_(buffer)
         elif isinstance(module, AlphaProjection):
+            self._draw(module.weight)
             init.constant_(module.bias, module.initial_bias)
+        elif isinstance(module, (nn.Linear, nn.Conv1d)) and module is not self.get_output_embeddings():
+            self._draw(module.weight, fan_in=module.weight[0].numel())
+
+    def _draw(self, weight: nn.Parameter, fan_in: int | None = None) -> None:
+        """Without `fan_in` so small that routing and CIF's weights begin indifferent to the frames."""
+        std = self.config.projector_config.initializer_range
+        if std is None:
+            std = 0.02 if fan_in is None else fan_in**-0.5
+        init.normal_(weight, mean=0.0, std=std)
 
 
 def is_frozen(module: nn.Module) -> bool:
