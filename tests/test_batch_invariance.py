@@ -27,6 +27,8 @@ def recordings():
 @pytest.fixture(scope="module")
 def window_parts(parts, tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("window"))
+    # Before any test is seeded: the weights would depend on which test ran before.
+    torch.manual_seed(0)
     save_tiny_whisper(folder, seconds=30)
     return {**parts, "window": folder}
 
@@ -37,7 +39,9 @@ def window_parts(parts, tmp_path_factory):
 def test_greedy_output_is_the_same_in_every_batch(
     window_parts, recordings, tmp_path, projector_type, attn_implementation
 ):
-    composed, processor = compose(window_parts, projector_type, audio="window", expected_tokens_per_second=2.0)
+    # Weights so large that the language model does not say the same of all recordings.
+    options = {"expected_tokens_per_second": 2.0, "initializer_range": 0.5}
+    composed, processor = compose(window_parts, projector_type, audio="window", **options)
     composed.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     model = LlmAsrForConditionalGeneration.from_pretrained(tmp_path, attn_implementation=attn_implementation)

@@ -190,6 +190,8 @@ def compose(
     parts: dict[str, str], projector_type: str, audio: str = "whisper", text: str = "qwen2", **kwargs
 ) -> tuple[LlmAsrForConditionalGeneration, LlmAsrProcessor]:
     """A tiny model and its processor."""
+    # In fixtures of a module, too, which no test has seeded yet.
+    torch.manual_seed(0)
     processor = LlmAsrProcessor.from_audio_text_pretrained(parts[audio], parts[text])
     model = LlmAsrForConditionalGeneration.from_audio_text_pretrained(
         parts[audio], parts[text], projector_type=projector_type, **{**PROJECTOR_KWARGS, **kwargs}

@@ -15,7 +15,7 @@ import compare_projectors
 import pytest
 import torch
 import yaml
-from comparison.experiment import Tuning, load_experiment
+from comparison.experiment import FACTORIAL_ARMS, Tuning, load_experiment
 from comparison.manifest import check_manifests
 from comparison.report import make_report, read_manifests
 from comparison.running import (
@@ -566,5 +566,8 @@ def test_refuses_an_impossible_experiment(parts, tmp_path, changes, message):
 @pytest.mark.parametrize("name", ["recorded", "loudness", "espeak", "smollm2"])
 def test_the_experiments_that_are_published_can_be_read(name):
     experiment = load_experiment(Path(compare_projectors.__file__).parent / "comparison" / f"{name}.yaml")
-    assert set(ARMS) <= set(experiment.arms)
+    assert set(FACTORIAL_ARMS) <= set(experiment.arms)
+    assert any(
+        experiment.arm(name).match_parameters == "moe_cif" for name in (*experiment.arms, *experiment.ablations)
+    )
     assert "top 1" in experiment.ablations
