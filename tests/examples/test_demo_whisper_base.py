@@ -128,7 +128,8 @@ def assert_same_model(model: WhisperForConditionalGeneration, expected: WhisperF
         assert torch.equal(state_dict[name], tensor), name
     inputs = {"input_features": torch.randn(1, 16, 300), "decoder_input_ids": torch.tensor([[1, 5, 9]])}
     with torch.no_grad():
-        assert torch.equal(model(**inputs).logits, expected(**inputs).logits)
+        # Kernels round by where weights lie in memory.
+        torch.testing.assert_close(model(**inputs).logits, expected(**inputs).logits)
 
 
 def test_a_converted_model_is_the_model(tiny_whisper):

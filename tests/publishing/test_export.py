@@ -188,7 +188,7 @@ def test_precision_is_kept(parts, recordings, tmp_path):
     merged, _ = model.model.merge_audio_and_text(**processor.apply_transcription_request(recordings))
     assert merged.inputs_embeds.dtype == torch.bfloat16
     for prompt, row, mask in zip(prompts, merged.inputs_embeds, merged.attention_mask, strict=True):
-        assert torch.equal(prompt.inputs_embeds.bfloat16(), row[mask.bool()])
+        torch.testing.assert_close(prompt.inputs_embeds.bfloat16(), row[mask.bool()])
     embeds = front_end.bfloat16()(**own_processor.apply_transcription_request(recordings))[0].inputs_embeds
     assert embeds.dtype == torch.bfloat16
 
