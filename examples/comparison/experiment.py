@@ -90,8 +90,9 @@ class Experiment:
         seeds: of the runs of each arm: initial weights of projectors (and LoRA) and the order of the data.
         arms: by name: fields of `LlmAsrProjectorConfig`, or `match_parameters: ARM` beside them. `conv`, `moe`, `cif` and
             `moe_cif` make the factorial design.
-        ablations: by name: `like: ARM`, whose fields and tuning they take, and fields that differ; `cif_target`. Or
-            the name of a file with them, beside the experiment's.
+        ablations: by name: `like: ARM`, whose fields and tuning they take and which they are compared with; fields that
+            differ; `cif_target`; `against: [ARM, ...]`, arms that they are compared with, too. Or the name of a file with
+            them, beside the experiment's.
         ablation_seeds: of the runs of each ablation; some of `seeds`.
         prepare: what makes the data: commands, each with the file that it `creates`.
         feature_cache: folder for the output of a frozen encoder, if it is to be kept.
@@ -145,6 +146,10 @@ class Experiment:
         missing = [name for name in FACTORIAL_ARMS if name not in self.arms]
         if missing:
             raise ValueError(f"`arms` lacks {missing}; a factorial design needs {list(FACTORIAL_ARMS)}.")
+        for name in self.ablations:
+            strangers = sorted(set(self.ablations[name].get("against", [])) - set(self.arms))
+            if strangers:
+                raise ValueError(f"`against` of {name!r} must list some of `arms`, got {strangers}.")
         shared = sorted(set(self.arms) & set(self.ablations))
         if shared:
             raise ValueError(f"`ablations` {shared} are `arms` already; name them otherwise.")
@@ -172,11 +177,16 @@ class Experiment:
                 raise ValueError(f"`like` of {name!r} must be one of `arms`, got {tuned_as!r}.")
             options = {**self.arms[tuned_as], **self.ablations[name]}
             del options["like"]
+            options.pop("against", None)
         cif_target = options.pop("cif_target", "token")
         if cif_target not in CIF_TARGETS:
             raise ValueError(f"`cif_target` of {name!r} must be one of {list(CIF_TARGETS)}, got {cif_target!r}.")
         matched = options.pop("match_parameters", None)
         return Arm(name, {**self.projector, **options}, matched, cif_target, tuned_as)
+
+    def compared_with(self, ablation: str) -> list[str]:
+        """Arms that an ablation is compared with; the first is the one that it is like."""
+        return [self.ablations[ablation]["like"], *self.ablations[ablation].get("against", [])]
 
     def check_run(self, manifest: dict[str, Any]) -> None:
         """

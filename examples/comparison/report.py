@@ -187,7 +187,7 @@ def describe_experts(runs: Runs) -> dict[str, dict[int, dict]]:
 def analyse_ablations(
     experiment: Experiment, manifests: Sequence[dict], test: str, num_resamples: int
 ) -> dict[str, dict]:
-    """Each finished ablation against the arm that it is like, with the same seeds and equal machines."""
+    """Each finished ablation against the arms that it is compared with, with the same seeds and equal machines."""
     done = [
         name
         for name in experiment.ablations
@@ -195,17 +195,19 @@ def analyse_ablations(
     ]
     if not done:
         return {}
-    bases = list(dict.fromkeys(experiment.arm(name).tuned_as for name in done))
-    runs = collect_runs(experiment, manifests, [*bases, *done], experiment.ablation_seeds, test)
+    pairs = [(name, arm) for name in done for arm in experiment.compared_with(name)]
+    arms = list(dict.fromkeys(arm for _, arm in pairs))
+    runs = collect_runs(experiment, manifests, [*arms, *done], experiment.ablation_seeds, test)
     data = count_seeded_errors(runs)[0]["wer"]
     resampled = bootstrap_rates(data, num_resamples)
-    contrasts = {name: {name: 1.0, experiment.arm(name).tuned_as: -1.0} for name in done}
+    contrasts = {f"{name} − {arm}": {name: 1.0, arm: -1.0} for name, arm in pairs}
     return {
+        "pairs": pairs,
+        "seeds": experiment.ablation_seeds,
         "arms": arm_report(data, resampled),
         "contrasts": contrast_report(data, contrasts, resampled),
         "costs": describe_costs(runs, test),
         "lengths": describe_lengths(runs),
-        "like": {name: experiment.arm(name).tuned_as for name in done},
     }
 
 
@@ -465,22 +467,28 @@ def render(report: Mapping[str, Any], main_test: str) -> str:
     if report["ablations"]:
         ablations = report["ablations"]
         rows = []
-        for name, found in ablations["contrasts"].items():
-            lengths = ablations["lengths"].get(name)
+        for name, arm in ablations["pairs"]:
+            found, lengths = ablations["contrasts"][f"{name} − {arm}"], ablations["lengths"].get(name)
             rows.append(
                 [
                     name,
-                    ablations["like"][name],
                     f"{ablations['arms'][name]['rate']:.2f}",
+                    arm,
                     f"{_signed(found['estimate'])} {_interval(found['interval'], signed=True)}",
+                    f"{_interval(found['bootstrap_interval'], signed=True)}",
                     _p_value(found["holm_p_value"]),
                     f"{ablations['costs'][name]['total_parameters']:,}",
                     f"{ablations['costs'][name]['tokens_per_second']:.2f}",
                     f"{lengths['all']['length_error']:.1f}" if lengths else "–",
                 ]
             )
-        headers = ["", "like", "WER %", "difference", "p (Holm)", "parameters", "LLM tokens/s", "length error %"]
-        parts += ["## Ablations", "Tuned as the arm that each is like.", table(headers, rows)]
+        headers = ["", "WER %", "against", "difference", "bootstrap", "p (Holm)", "parameters", "LLM tokens/s"]
+        parts += [
+            "## Ablations",
+            f"Seeds {', '.join(map(str, ablations['seeds']))}; tuned as the arm that each is like, the first that it is "
+            "compared with.",
+            table([*headers, "length error %"], rows),
+        ]
     tried = list(dict.fromkeys(tuning for found in report["search"].values() for tuning in found))
     rows = [
         [

@@ -79,7 +79,9 @@ def write_experiment(folder, parts, **changes):
             **{arm: {"projector_type": arm} for arm in ARMS[:4]},
             "conv_wide": {"projector_type": "conv", "match_parameters": "moe_cif"},
         },
-        "ablations": {"top 1": {"like": "moe_cif", "num_experts_per_tok": 1, "cif_target": "word"}},
+        "ablations": {
+            "top 1": {"like": "moe_cif", "num_experts_per_tok": 1, "cif_target": "word", "against": ["conv"]}
+        },
         "ablation_seeds": [1],
         "threads": 1,
         **changes,
@@ -143,7 +145,7 @@ def test_the_report_has_effects_costs_plots_and_outputs(done):
         effects, pairs = list(contrasts)[:3], list(contrasts)[3:]
         assert effects == ["MoE", "CIF", "MoE × CIF"]
         assert pairs == ["moe − conv", "cif − conv", "moe_cif − cif", "moe_cif − conv", "moe_cif − conv_wide"]
-    arms = report["tests"]["test"]["all"]["cer"]["arms"]
+    arms, arms_of_words = (report["tests"]["test"]["all"][unit]["arms"] for unit in ("cer", "wer"))
     assert tuple(arms) == ARMS
     expected = (arms["moe"]["rate"] + arms["moe_cif"]["rate"] - arms["conv"]["rate"] - arms["cif"]["rate"]) / 2
     effect = report["tests"]["test"]["all"]["cer"]["contrasts"]["MoE"]
@@ -157,13 +159,18 @@ def test_the_report_has_effects_costs_plots_and_outputs(done):
             assert cost[name] > 0, name
     assert set(report["lengths"]) == {"cif", "moe_cif"}
     assert set(report["experts"]) == {"moe", "moe_cif"}
-    assert set(report["ablations"]["contrasts"]) == {"top 1"}
+    ablations = report["ablations"]
+    assert set(ablations["contrasts"]) == {"top 1 − moe_cif", "top 1 − conv"}
+    for arm in ("moe_cif", "conv"):
+        expected = ablations["arms"]["top 1"]["rate"] - arms_of_words[arm]["rate"]
+        assert ablations["contrasts"][f"top 1 − {arm}"]["estimate"] == pytest.approx(expected)
     assert report["search"] == {arm: {"0.001": pytest.approx(100, abs=60)} for arm in ARMS}
     pictures = {file.name for file in results.glob("*.png")}
     assert pictures == {"effects.png", "curves.png", "length_error.png", "experts-moe.png", "experts-moe_cif.png"}
     markdown = (results / "report.md").read_text()
-    for text in ("## Effects", "| moe_cif − conv_wide |", "## Test set `seen`", "| top 1 | moe_cif |", "sources"):
+    for text in ("## Effects", "| moe_cif − conv_wide |", "## Test set `seen`", "## Ablations", "sources"):
         assert text in markdown
+    assert re.findall(r"\| top 1 \| [\d.]+ \| (\w+) \|", markdown) == ["moe_cif", "conv"]
 
 
 def test_what_a_run_heard_and_wrote_is_kept_for_each_recording(done):
@@ -555,6 +562,7 @@ def test_cif_is_told_what_to_fire(fresh, cif_target, counts):
         ({"ablations": {"a": {"like": "cif", "cif_target": "phone"}}}, "`cif_target` of 'a' must be one of"),
         ({"ablations": {"a": {"like": "conv", "match_parameters": "b"}}}, "`match_parameters` of 'a'"),
         ({"ablations": {"a": {"like": "moe", "num_expert": 3}}}, "num_expert"),
+        ({"ablations": {"a": {"like": "moe", "against": ["b"]}}}, r"`against` of 'a' must list some of `arms`"),
         ({"sedes": [0, 1]}, r"unknown fields \['sedes'\]"),
     ],
 )
