@@ -146,10 +146,6 @@ class Experiment:
         missing = [name for name in FACTORIAL_ARMS if name not in self.arms]
         if missing:
             raise ValueError(f"`arms` lacks {missing}; a factorial design needs {list(FACTORIAL_ARMS)}.")
-        for name in self.ablations:
-            strangers = sorted(set(self.ablations[name].get("against", [])) - set(self.arms))
-            if strangers:
-                raise ValueError(f"`against` of {name!r} must list some of `arms`, got {strangers}.")
         shared = sorted(set(self.arms) & set(self.ablations))
         if shared:
             raise ValueError(f"`ablations` {shared} are `arms` already; name them otherwise.")
@@ -177,7 +173,9 @@ class Experiment:
                 raise ValueError(f"`like` of {name!r} must be one of `arms`, got {tuned_as!r}.")
             options = {**self.arms[tuned_as], **self.ablations[name]}
             del options["like"]
-            options.pop("against", None)
+            strangers = sorted(set(options.pop("against", [])) - set(self.arms))
+            if strangers:
+                raise ValueError(f"`against` of {name!r} must list some of `arms`, got {strangers}.")
         cif_target = options.pop("cif_target", "token")
         if cif_target not in CIF_TARGETS:
             raise ValueError(f"`cif_target` of {name!r} must be one of {list(CIF_TARGETS)}, got {cif_target!r}.")
@@ -186,7 +184,8 @@ class Experiment:
 
     def compared_with(self, ablation: str) -> list[str]:
         """Arms that an ablation is compared with; the first is the one that it is like."""
-        return [self.ablations[ablation]["like"], *self.ablations[ablation].get("against", [])]
+        options = self.ablations[ablation]
+        return list(dict.fromkeys([options["like"], *options.get("against", [])]))
 
     def check_run(self, manifest: dict[str, Any]) -> None:
         """

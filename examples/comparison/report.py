@@ -118,7 +118,12 @@ def main_contrasts(arms: Sequence[str]) -> dict[str, Mapping[str, float]]:
     effects = factorial_contrasts("conv", "moe", "cif", "moe_cif")
     contrasts = {EFFECTS[name]: contrast for name, contrast in effects.items()}
     pairs = [("moe", "conv"), ("cif", "conv"), ("moe_cif", "cif"), ("moe_cif", "conv"), ("moe_cif", WIDE_ARM)]
-    return contrasts | {f"{arm} − {base}": {arm: 1.0, base: -1.0} for arm, base in pairs if base in arms}
+    return contrasts | pair_contrasts([pair for pair in pairs if pair[1] in arms])
+
+
+def pair_contrasts(pairs: Sequence[tuple[str, str]]) -> dict[str, Mapping[str, float]]:
+    """What the first of each pair has more than the second."""
+    return {f"{arm} − {base}": {arm: 1.0, base: -1.0} for arm, base in pairs}
 
 
 def analyse(runs: Runs, contrasts: Mapping[str, Mapping[str, float]], num_resamples: int) -> dict[str, Any]:
@@ -195,17 +200,16 @@ def analyse_ablations(
     ]
     if not done:
         return {}
-    pairs = [(name, arm) for name in done for arm in experiment.compared_with(name)]
-    arms = list(dict.fromkeys(arm for _, arm in pairs))
-    runs = collect_runs(experiment, manifests, [*arms, *done], experiment.ablation_seeds, test)
+    pairs = [(name, base) for name in done for base in experiment.compared_with(name)]
+    bases = list(dict.fromkeys(base for _, base in pairs))
+    runs = collect_runs(experiment, manifests, [*bases, *done], experiment.ablation_seeds, test)
     data = count_seeded_errors(runs)[0]["wer"]
     resampled = bootstrap_rates(data, num_resamples)
-    contrasts = {f"{name} − {arm}": {name: 1.0, arm: -1.0} for name, arm in pairs}
     return {
         "pairs": pairs,
         "seeds": experiment.ablation_seeds,
         "arms": arm_report(data, resampled),
-        "contrasts": contrast_report(data, contrasts, resampled),
+        "contrasts": contrast_report(data, pair_contrasts(pairs), resampled),
         "costs": describe_costs(runs, test),
         "lengths": describe_lengths(runs),
     }
@@ -467,15 +471,15 @@ def render(report: Mapping[str, Any], main_test: str) -> str:
     if report["ablations"]:
         ablations = report["ablations"]
         rows = []
-        for name, arm in ablations["pairs"]:
-            found, lengths = ablations["contrasts"][f"{name} − {arm}"], ablations["lengths"].get(name)
+        for (name, base), found in zip(ablations["pairs"], ablations["contrasts"].values(), strict=True):
+            lengths = ablations["lengths"].get(name)
             rows.append(
                 [
                     name,
                     f"{ablations['arms'][name]['rate']:.2f}",
-                    arm,
+                    base,
                     f"{_signed(found['estimate'])} {_interval(found['interval'], signed=True)}",
-                    f"{_interval(found['bootstrap_interval'], signed=True)}",
+                    _interval(found["bootstrap_interval"], signed=True),
                     _p_value(found["holm_p_value"]),
                     f"{ablations['costs'][name]['total_parameters']:,}",
                     f"{ablations['costs'][name]['tokens_per_second']:.2f}",

@@ -575,7 +575,10 @@ def test_round_trip_in_shards(shared_model, recordings, tmp_path, audio, text):
 
 
 def assert_loads_exactly(model, processor, recordings, tmp_path):
-    """Through the `Auto` class: weights and configurations to the last bit; kernels round by where weights lie in memory."""
+    """
+    Through the `Auto` class: weights, configurations and tokens, to the last bit; losses but for rounding, which depends on
+    where weights lie in memory.
+    """
     loaded, info = AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path, output_loading_info=True)
     assert type(loaded) is LlmAsrForConditionalGeneration
     assert not any(info.values()), info

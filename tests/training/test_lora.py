@@ -125,7 +125,9 @@ def test_languages_have_adapters_of_their_own(base, batches, tmp_path):
     for adapted in (model, loaded):
         for language in ("en", "es"):
             adapted.set_adapter(language)
-            torch.testing.assert_close(logits(adapted, batches["en"]), expected[language], msg=language)
+            torch.testing.assert_close(
+                logits(adapted, batches["en"]), expected[language], msg=f"{language}: {{}}".format
+            )
         with adapted.disable_adapter():
             assert torch.allclose(logits(adapted, batches["en"]), untrained, atol=1e-4)
     loaded.set_adapter("en")
