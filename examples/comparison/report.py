@@ -216,14 +216,12 @@ def analyse_ablations(
 
 
 def describe_search(experiment: Experiment) -> dict[str, dict[str, float]]:
-    """WER on the validation set, by arm and what was tried; `None` where training diverged."""
+    """WER on the validation set, by what was tried, quiet and slow first, and arm; `None` where training diverged."""
     searched: dict[str, dict[str, float]] = {}
     manifests = read_manifests(experiment.results / "search")
-    for manifest in sorted(
-        manifests, key=lambda one: (one["arm"], Tuning.of(one).loudness or 0, one["learning_rate"])
-    ):
+    for manifest in sorted(manifests, key=lambda one: (Tuning.of(one).loudness or 0, one["learning_rate"])):
         wer = manifest["results"].get("validation", {}).get("eval_wer")
-        searched.setdefault(manifest["arm"], {})[str(Tuning.of(manifest))] = wer
+        searched.setdefault(str(Tuning.of(manifest)), {})[manifest["arm"]] = wer
     return searched
 
 
@@ -493,21 +491,19 @@ def render(report: Mapping[str, Any], main_test: str) -> str:
             "compared with.",
             table([*headers, "length error %"], rows),
         ]
-    tried = list(dict.fromkeys(tuning for found in report["search"].values() for tuning in found))
+    arms = list(report["costs"])
     rows = [
         [
-            arm,
-            *(
-                "–" if tuning not in found else "diverged" if found[tuning] is None else f"{found[tuning]:.2f}"
-                for tuning in tried
-            ),
+            tuning,
+            *("–" if arm not in found else "diverged" if found[arm] is None else f"{found[arm]:.2f}" for arm in arms),
         ]
-        for arm, found in report["search"].items()
+        for tuning, found in report["search"].items()
     ]
-    parts += ["## Learning rates", table(["WER % on the validation set", *tried], rows)]
+    parts += ["## Learning rates", table(["WER % on the validation set", *arms], rows)]
     if report["best_at_an_end"]:
-        arms = ", ".join(report["best_at_an_end"])
-        parts.append(f"Best at an end of what was tried: {arms}; a wider search might find better.")
+        parts.append(
+            f"Best at an end of what was tried: {', '.join(report['best_at_an_end'])}; a wider search might find better."
+        )
     parts.append("## Provenance")
     machine = ", ".join(f"{name} {value}" for name, value in report["fixed"]["machine"].items())
     revisions = "; ".join(
