@@ -250,17 +250,17 @@ def make_report(experiment: Experiment, num_resamples: int = 10_000) -> dict[str
     main_test, *other_tests = experiment.test_datasets
     runs = collect_runs(experiment, manifests, list(experiment.arms), experiment.seeds, main_test)
     contrasts = main_contrasts(runs.arms)
-    usages = describe_experts(runs)
+    usages, costs = describe_experts(runs), describe_costs(runs, main_test)
     report: dict[str, Any] = {
         "name": experiment.name,
         "seeds": experiment.seeds,
         "num_resamples": num_resamples,
         "tests": {main_test: analyse(runs, contrasts, num_resamples)},
-        "costs": describe_costs(runs, main_test),
+        "costs": costs,
         "lengths": describe_lengths(runs),
         "experts": usages,
         "search": describe_search(experiment),
-        "best_at_an_end": best_at_an_end(experiment, describe_costs(runs, main_test)),
+        "best_at_an_end": best_at_an_end(experiment, costs),
         "ablations": analyse_ablations(experiment, manifests, main_test, num_resamples),
         "fixed": runs.first(runs.arms[0])["fixed"],
         "provenance": [
