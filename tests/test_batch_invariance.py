@@ -1,4 +1,4 @@
-"""A recording decodes to the same tokens alone and in any batch."""
+"""A recording gives the same tokens alone and in any batch."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ SECONDS = np.linspace(0.3, 28, 16)
 
 @pytest.fixture(scope="module")
 def recordings():
-    """Sixteen of 0.3 to 28 s: tones that change, so that their frames differ."""
+    """Sixteen recordings of 0.3 to 28 s. Their tones change, so that their frames differ."""
     generator = np.random.default_rng(0)
     waveforms = []
     for seconds in SECONDS:
@@ -27,7 +27,7 @@ def recordings():
 @pytest.fixture(scope="module")
 def window_parts(parts, tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("window"))
-    # Before any test is seeded: the weights would depend on which test ran before.
+    # Module fixtures run before the seeding of tests, so set the seed here.
     torch.manual_seed(0)
     save_tiny_whisper(folder, seconds=30)
     return {**parts, "window": folder}
@@ -39,7 +39,7 @@ def window_parts(parts, tmp_path_factory):
 def test_greedy_output_is_the_same_in_every_batch(
     window_parts, recordings, tmp_path, projector_type, attn_implementation
 ):
-    # Weights so large that the language model does not say the same of all recordings.
+    # Large weights make the transcripts of the recordings differ.
     options = {"expected_tokens_per_second": 2.0, "initializer_range": 0.5}
     composed, processor = compose(window_parts, projector_type, audio="window", **options)
     composed.save_pretrained(tmp_path)

@@ -1,16 +1,10 @@
-"""Writers of tiny random speech encoders and language models with their preprocessing."""
+"""Writes tiny random speech encoders and language models with their preprocessing."""
 
 import json
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
-    CohereConfig,
-    CohereForCausalLM,
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GraniteConfig,
-    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     ParakeetEncoder,
@@ -36,7 +30,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
-# Small enough for a test and large enough for the three projectors' options to differ.
+# Small sizes for tests. Each option has another value.
 PROJECTOR_KWARGS = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -48,7 +42,7 @@ PROJECTOR_KWARGS = {
 
 
 def save_tiny_whisper(folder: str, seconds: int = 3) -> None:
-    """With a window of so many seconds."""
+    """Save a Whisper model with a window of `seconds`."""
     config = WhisperConfig(
         vocab_size=64,
         num_mel_bins=16,
@@ -92,7 +86,7 @@ def save_tiny_wav2vec2_bert(folder: str, **kwargs) -> None:
 
 
 def save_tiny_parakeet(folder: str) -> None:
-    """Four times shorter than its features; its frames are 40 ms, twice Whisper's."""
+    """Save a Parakeet encoder. It reduces the number of frames by four, and its frames of 40 ms are twice as long as Whisper's."""
     config = ParakeetEncoderConfig(
         hidden_size=32,
         num_hidden_layers=2,
@@ -127,7 +121,7 @@ def make_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedToken
 
 
 def make_whisper_tokenizer() -> WhisperTokenizer:
-    """With the control tokens that Whisper's timestamps are told by."""
+    """A tokenizer with the control tokens for Whisper's timestamps."""
     vocabulary = json.loads(make_tokenizer().backend_tokenizer.to_str())["model"]
     tokenizer = WhisperTokenizer(vocab=vocabulary["vocab"], merges=[tuple(merge) for merge in vocabulary["merges"]])
     tokenizer.add_special_tokens({"extra_special_tokens": ["<|startoftranscript|>", "<|notimestamps|>"]})
@@ -158,39 +152,18 @@ def save_tiny_qwen2(folder: str, tie_word_embeddings: bool = False) -> None:
 
 
 def save_tiny_llama(folder: str) -> None:
-    """Without a chat template and without a padding token, as many base models are published."""
+    """Save a Llama model without a chat template and without a padding token, like many published base models."""
     tokenizer = make_tokenizer(chat_template=None)
     LlamaForCausalLM(LlamaConfig(**_text_sizes(tokenizer))).save_pretrained(folder)
     tokenizer.pad_token = None
     tokenizer.save_pretrained(folder)
 
 
-def save_tiny_granite(folder: str) -> None:
-    """Divides its logits."""
-    _save_text(folder, GraniteForCausalLM, GraniteConfig, logits_scaling=4.0)
-
-
-def save_tiny_cohere(folder: str) -> None:
-    """Multiplies its logits."""
-    _save_text(folder, CohereForCausalLM, CohereConfig, logit_scale=0.0625)
-
-
-def save_tiny_gemma2(folder: str) -> None:
-    """Caps its logits, which shows only where they are large."""
-    _save_text(folder, Gemma2ForCausalLM, Gemma2Config, head_dim=10, final_logit_softcapping=30.0)
-
-
-def _save_text(folder: str, model_class, config_class, **kwargs) -> None:
-    tokenizer = make_tokenizer()
-    model_class(config_class(**_text_sizes(tokenizer), **kwargs)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
 def compose(
     parts: dict[str, str], projector_type: str, audio: str = "whisper", text: str = "qwen2", **kwargs
 ) -> tuple[LlmAsrForConditionalGeneration, LlmAsrProcessor]:
-    """A tiny model and its processor."""
-    # In fixtures of a module, too, which no test has seeded yet.
+    """Compose a tiny model and its processor."""
+    # Module fixtures run before the seeding of tests, so set the seed here.
     torch.manual_seed(0)
     processor = LlmAsrProcessor.from_audio_text_pretrained(parts[audio], parts[text])
     model = LlmAsrForConditionalGeneration.from_audio_text_pretrained(

@@ -1,4 +1,4 @@
-"""Shards a model with FSDP2 over processes and compares it with itself, whole: `torchrun shard_model.py FOLDER`."""
+"""Shards a model with FSDP2 over processes, and compares it with the unsharded model: `torchrun shard_model.py FOLDER`."""
 
 import os
 import sys

@@ -11,14 +11,14 @@ from llm_asr.modeling.cif import (
 )
 
 
-# Drawn cases are the same in every run.
+# Derandomised, so that all runs draw the same cases.
 MANY = settings(max_examples=1000, deadline=None, derandomize=True)
 HIDDEN_SIZE = 3
 
 
 def fire_sequentially(frames, alphas, threshold, target_length, tail_threshold):
     """
-    One row by the recurrence of arXiv 1905.11235, one frame at a time, in Python floats (float64).
+    Compute one row with the recurrence of arXiv 1905.11235, frame by frame, in Python floats (float64).
 
     Returns the embeddings, the time at which each fired, and the predicted quantity.
     """
@@ -28,7 +28,7 @@ def fire_sequentially(frames, alphas, threshold, target_length, tail_threshold):
     if target_length is not None:
         scale = target_length * threshold / total if total > 0 else 0.0
     last_weighted = max((t for t, alpha in enumerate(alphas) if alpha > 0), default=-1)
-    # With a target, the last embedding is closed by the end of the row, not by a comparison that rounding may fail.
+    # With a target, the end of the row closes the last embedding. A comparison could fail because of rounding.
     num_to_fire = float("inf") if target_length is None else target_length - 1
 
     embeds, times = [], []
@@ -51,11 +51,11 @@ def fire_sequentially(frames, alphas, threshold, target_length, tail_threshold):
 
 
 def assert_matches_sequential(hidden_states, alphas, mask, threshold, targets, tail_threshold):
-    """`hidden_states` and `alphas` may hold anything where `mask` is False."""
+    """Compare with the sequential reference. `hidden_states` and `alphas` may have any values where `mask` is False."""
     output = integrate_and_fire(hidden_states, alphas, mask, threshold, targets, tail_threshold)
     embeds, times, lengths, quantities = [], [], [], []
     for row in range(len(alphas)):
-        # Masked frames stay in place, without weight, so that times count them.
+        # Masked frames keep their places without weight, so that they count in times.
         visible = mask[row]
         fired = fire_sequentially(
             torch.where(visible[:, None], hidden_states[row], 0.0).double(),
@@ -77,7 +77,7 @@ def assert_matches_sequential(hidden_states, alphas, mask, threshold, targets, t
 
 
 def make_mask(generator, num_rows, num_frames, padding_side):
-    """Rows of every length, the empty one included."""
+    """A mask with rows of every length, including zero."""
     lengths = torch.randint(0, num_frames + 1, (num_rows,), generator=generator)
     lengths[torch.randint(num_rows, (1,), generator=generator)] = num_frames
     mask = torch.arange(num_frames) < lengths[:, None]
@@ -85,7 +85,7 @@ def make_mask(generator, num_rows, num_frames, padding_side):
 
 
 def soil(hidden_states, alphas, mask, value):
-    """Write `value` over what is masked."""
+    """Overwrite masked values with `value`."""
     return hidden_states.masked_fill(~mask[:, :, None], value), alphas.masked_fill(~mask, value)
 
 
@@ -118,7 +118,7 @@ def test_equals_the_sequential_reference(case, threshold, largest_alpha):
     _, hidden_states, alphas, is_zero, mask = draw_frames(case)
     alphas = (alphas * largest_alpha).masked_fill(is_zero, 0.0)
     fractions = (alphas.masked_fill(~mask, 0.0).sum(-1) / threshold) % 1
-    # Beside these two points rounding decides about a whole embedding.
+    # Close to these two points, rounding decides whether an embedding fires.
     assume(bool(((fractions - case["tail_threshold"]).abs() > 1e-9).all()))
     hidden_states, alphas = soil(hidden_states, alphas, mask, case["garbage"])
     assert_matches_sequential(hidden_states, alphas, mask, threshold, None, case["tail_threshold"])
@@ -127,7 +127,7 @@ def test_equals_the_sequential_reference(case, threshold, largest_alpha):
 @MANY
 @given(case=cases, threshold=st.sampled_from([0.5, 1.0, 2.0]))
 def test_equals_the_sequential_reference_where_sums_hit_the_threshold(case, threshold):
-    """Multiples of 1/8 add up without rounding, so that embeddings end exactly at ends of frames."""
+    """Multiples of 1/8 are summed without rounding, so embeddings end exactly at the ends of frames."""
     _, hidden_states, alphas, is_zero, mask = draw_frames(case)
     alphas = ((alphas * 24).round() / 8).masked_fill(is_zero, 0.0)
     hidden_states, alphas = soil(hidden_states, alphas, mask, case["garbage"])
@@ -147,7 +147,7 @@ def test_equals_the_sequential_reference_with_target_lengths(case, threshold, la
 @pytest.mark.parametrize("targets", [None, torch.tensor([4, 3])])
 @pytest.mark.parametrize("garbage", [1e30, float("nan"), float("inf")])
 def test_masked_frames_between_real_ones_weigh_nothing(garbage, targets):
-    """An embedding may begin before such a frame and end behind it."""
+    """An embedding may begin before such a frame and end after it."""
     mask = torch.tensor([[1, 1, 0, 1, 0, 0, 1, 1], [0, 1, 0, 1, 1, 1, 1, 0]]).bool()
     hidden_states = torch.randn(2, 8, HIDDEN_SIZE, dtype=torch.float64)
     alphas = torch.rand(2, 8, dtype=torch.float64)
@@ -155,7 +155,7 @@ def test_masked_frames_between_real_ones_weigh_nothing(garbage, targets):
 
 
 def test_hand_computed():
-    """0.6 + 0.4 of 0.8 | 0.4 + 0.6 of 2.0 | 1.0 of 2.0 | 0.4 of 2.0 + 0.3, which is a tail above one half."""
+    """0.6 + 0.4 of 0.8 | 0.4 + 0.6 of 2.0 | 1.0 of 2.0 | 0.4 of 2.0 + 0.3, a tail above one half."""
     hidden_states = torch.tensor([[[1.0], [10.0], [100.0], [1000.0], [10000.0]]], dtype=torch.float64)
     alphas = torch.tensor([[0.6, 0.8, 2.0, 0.0, 0.3]], dtype=torch.float64)
     output = integrate_and_fire(hidden_states, alphas)
@@ -206,7 +206,7 @@ def test_padding_gets_no_gradient_and_spoils_none(target_lengths):
 @pytest.mark.parametrize("threshold", [1.0, 0.6])
 @pytest.mark.parametrize("num_tokens", [1, 2, 3, 7, 30, 101, 400, 1499, 1500, 4000])
 def test_fires_exactly_as_many_as_told_each_of_unit_mass(num_tokens, threshold):
-    """Integrating ones gives the mass; float32 weights, whose scaled sum would miss N in about half of the rows."""
+    """Integrating ones gives the mass. The scaled sum of these float32 weights would miss N in about half of the rows."""
     alphas = torch.rand(8, 1500)
     targets = torch.full((8,), num_tokens)
     output = integrate_and_fire(torch.ones(8, 1500, 1), alphas, threshold=threshold, target_lengths=targets)
@@ -353,7 +353,7 @@ def random_cuts(num_frames, generator):
 
 @pytest.mark.parametrize("threshold", [1.0, 0.7])
 def test_chunks_fire_exactly_what_the_whole_fires(threshold):
-    """Bit by bit: the chunks add up in the order of the whole."""
+    """The results are equal to the bit, because chunks add frames in the same order as the whole."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(200):
         num_frames = int(torch.randint(1, 60, (), generator=generator))
@@ -402,7 +402,7 @@ def test_chunks_may_be_padded_and_rows_may_pause():
 @pytest.mark.parametrize("seconds", [30, 600])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_drift_over_long_recordings(seconds, dtype):
-    """A constant weight of a tenth at 50 frames a second fires every ten frames, to the end."""
+    """A constant weight of 0.1 at 50 frames per second fires every ten frames until the end."""
     num_frames = 50 * seconds
     hidden_states = torch.ones(1, num_frames, 2, dtype=dtype)
     alphas = torch.full((1, num_frames), 0.1, dtype=torch.float32)
@@ -411,7 +411,7 @@ def test_no_drift_over_long_recordings(seconds, dtype):
     assert output.lengths.tolist() == [num_tokens]
     torch.testing.assert_close(output.embeds.float(), torch.ones(num_tokens, 2), rtol=0, atol=1e-6)
     expected = 10.0 * torch.arange(1, num_tokens + 1)
-    # A tenth in float32 is 1.5e-8 more than a tenth, which moves the last fire by so much of all the frames.
+    # 0.1 in float32 is 1.5e-8 too large. The last fire moves by the sum of this error over all frames.
     torch.testing.assert_close(output.fire_times, expected, rtol=0, atol=1e-3)
     exact = integrate_and_fire(hidden_states, alphas, target_lengths=torch.tensor([num_tokens]))
     torch.testing.assert_close(exact.embeds.float(), torch.ones(num_tokens, 2), rtol=0, atol=1e-6)

@@ -68,7 +68,7 @@ def test_round_trip(tmp_path, load):
     config.save_pretrained(tmp_path)
     loaded = load(tmp_path)
     assert type(loaded) is LlmAsrConfig
-    # Where it was loaded from is no part of a configuration.
+    # The folder of a configuration does not count.
     assert {**loaded.to_dict(), "_name_or_path": ""} == {**config.to_dict(), "_name_or_path": ""}
     assert loaded.projector_config.conv_strides == [3, 1]
     assert loaded.projector_config.quantity_loss_coef == 0
@@ -121,6 +121,12 @@ IMPOSSIBLE_VALUES = [
     ({"cif_tail_threshold": 1.1}, "cif_tail_threshold"),
     ({"expected_tokens_per_second": 0.0}, "expected_tokens_per_second"),
     ({"initializer_range": -0.1}, "initializer_range"),
+    # With these values, CIF would never fire.
+    ({"cif_threshold": 1e6}, "cif_threshold"),
+    ({"cif_smooth_factor": 1e-6}, "cif_smooth_factor"),
+    ({"conv_strides": [1000, 1000]}, "conv_strides"),
+    # A thousand layers would be created before any weight is checked.
+    ({"conv_strides": [1] * 1000}, "conv_strides"),
 ]
 
 
@@ -151,7 +157,7 @@ def test_misspelt_projector_option_is_named(field):
     ],
 )
 def test_values_of_another_type_name_their_field(field, value):
-    # Transformers' strict configurations raise an error of their own for types.
+    # Transformers' strict configurations raise another error type for wrong types.
     with pytest.raises((ValueError, StrictDataclassFieldValidationError), match=field):
         LlmAsrProjectorConfig(**{field: value})
 
@@ -184,6 +190,15 @@ def test_impossible_values_of_the_composite_name_their_field(options, field):
         LlmAsrConfig(**options)
 
 
+@pytest.mark.parametrize(
+    ("part", "family", "field"),
+    [("audio_config", "whisper", "encoder_layers"), ("text_config", "qwen2", "num_hidden_layers")],
+)
+def test_layers_without_bounds_are_refused_before_one_is_made(part, family, field):
+    with pytest.raises(ValueError, match=f"`{field}` of `{part}` must be at most 2000, got 1000000000"):
+        LlmAsrConfig(**{part: {"model_type": family, field: 10**9}})
+
+
 def test_unknown_family_of_a_part_is_refused():
     with pytest.raises(ValueError, match="no_such_family"):
         LlmAsrConfig(audio_config={"model_type": "no_such_family"})
@@ -206,5 +221,7 @@ def test_boundary_values_are_accepted():
 def test_encoder_padding_is_checked():
     with pytest.raises(ValueError, match="`encoder_padding` must be one of .*'longest', 'max_length'.*, got '30s'"):
         LlmAsrConfig(encoder_padding="30s")
-    with pytest.raises(ValueError, match="`encoder_padding='max_length'` is for Whisper"):
+    with pytest.raises(
+        ValueError, match="`encoder_padding=.max_length.` is for encoders whose windows have a fixed length"
+    ):
         LlmAsrConfig(encoder_padding="max_length", audio_config={"model_type": "parakeet_encoder"})

@@ -23,7 +23,7 @@ def balancing_loss(router_logits, num_experts_per_tok):
 
 
 def test_load_balancing_loss_is_one_when_balanced():
-    """Four frames for four experts, and four times as many; and a router that does not care."""
+    """Balanced routing with one or four frames per expert, and a router without preference."""
     balanced = 3 * torch.eye(4).repeat(4, 1)
     assert balancing_loss(balanced, 1).item() == pytest.approx(1.0)
     assert balancing_loss(balanced + balanced.roll(1, dims=1), 2).item() == pytest.approx(1.0)
@@ -34,7 +34,7 @@ def test_load_balancing_loss_is_one_when_balanced():
 def test_load_balancing_loss_is_the_number_of_experts_when_collapsed():
     collapsed = torch.tensor([50.0, 0.0, 0.0, 0.0]).repeat(10, 1)
     assert balancing_loss(collapsed, 1).item() == pytest.approx(4.0)
-    # With all experts chosen, the router's probabilities tell.
+    # With all experts chosen, only the router's probabilities show the collapse.
     assert balancing_loss(collapsed, 4).item() == pytest.approx(4.0)
 
 
@@ -50,7 +50,7 @@ def test_load_balancing_loss_formula(num_experts_per_tok):
         counts[expert] / (17 * num_experts_per_tok) * probabilities[:, expert].mean() for expert in range(4)
     )
     loss = balancing_loss(router_logits, num_experts_per_tok)
-    # Shares are counts, in single precision.
+    # Shares are computed from counts in float32.
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
     (actual,), (wanted,) = (torch.autograd.grad(each, router_logits, retain_graph=True) for each in (loss, expected))
     torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-9)
@@ -80,7 +80,7 @@ def test_no_frames_lose_nothing():
 
 
 def split_step(num_micro_batches=3, seed=0):
-    """Frames, choices and labels of the micro-batches of a step, and their number of labels together."""
+    """Frames, choices and numbers of labels of the micro-batches of a step, and the total number of labels."""
     generator = torch.Generator().manual_seed(seed)
     micro_batches = []
     for index in range(num_micro_batches):
@@ -92,7 +92,7 @@ def split_step(num_micro_batches=3, seed=0):
 def test_statistics_are_of_the_step_so_far():
     micro_batches, num_items = split_step()
     balance = ExpertBalance(4, bias_update_rate=0.0)
-    for _ in range(2):  # the second step knows nothing of the first
+    for _ in range(2):  # the second step must not depend on the first
         load = torch.zeros(4)
         for router_logits, chosen, num_labels in micro_batches:
             load += count_expert_load(router_logits, chosen)
@@ -135,7 +135,7 @@ def test_the_bias_moves_once_a_step_against_the_load():
     load = sum(count_expert_load(router_logits, chosen) for router_logits, chosen, _ in micro_batches)
     assert torch.equal(balance.e_score_correction_bias, 0.25 * (load.mean() - load).sign())
     router_logits, chosen, num_labels = micro_batches[0]
-    balance(router_logits, chosen, num_labels)  # a step of its own
+    balance(router_logits, chosen, num_labels)  # a complete step
     second = count_expert_load(router_logits, chosen)
     assert torch.equal(
         balance.e_score_correction_bias, 0.25 * ((load.mean() - load).sign() + (second.mean() - second).sign())
@@ -145,7 +145,7 @@ def test_the_bias_moves_once_a_step_against_the_load():
 @pytest.mark.slow
 @pytest.mark.parametrize("accumulation_steps", [1, 2])
 def test_two_processes_are_one_with_a_batch_twice_as_large(tmp_path, accumulation_steps):
-    """Losses, gradients, weights after three steps of the `Trainer`, and the bias."""
+    """Losses, gradients, the bias, and weights after three steps of the `Trainer` are equal."""
     script = Path(__file__).with_name("train_balanced.py")
     found = []
     for num_processes in (1, 2):

@@ -1,11 +1,12 @@
-"""Bounds of length, confidence, temperature fallback, and drafts that the language model verifies."""
+"""Length limits, confidence, temperature fallback and verified drafts."""
 
 import pytest
 import torch
 from tiny_models import compose
 
 from llm_asr.modeling.decoding_guards import SPARE_TOKENS, compression_ratio
-from llm_asr.modeling.draft_head import DraftCandidateGenerator, DraftHead, draft_labels
+from llm_asr.modeling.draft_decoding import DraftAligner
+from llm_asr.modeling.draft_head import DraftHead, draft_labels
 
 
 def make(parts, projector_type="cif", **kwargs):
@@ -35,13 +36,13 @@ def forwards(monkeypatch):
 def test_each_recording_is_bounded_by_its_own_length(parts, recordings):
     model, processor = make(parts, "conv")
     model.generation_config.max_new_tokens_per_second = 4.0
-    # It never ends by itself, and what pads a row is no token that it writes.
+    # Suppress the end token, so that no row ends by itself, and the padding token, so that padding is recognisable.
     pad = processor.audio_token_id
     options = {"suppress_tokens": [processor.tokenizer.eos_token_id, pad], "pad_token_id": pad}
     inputs = processor.apply_transcription_request(recordings)
     tokens = model.generate(**inputs, **options)
     written = (tokens != pad).sum(-1).tolist()
-    # Frames of 20 ms, of which a recording may begin one.
+    # Frames last 20 ms. A started frame counts.
     seconds = inputs["input_features_mask"][:, ::2].sum(-1) / 50
     assert written == [SPARE_TOKENS + int(limit) for limit in (seconds * 4.0).ceil()]
     for index, recording in enumerate(recordings):
@@ -83,7 +84,7 @@ def test_confidence_is_that_of_the_steps_themselves(parts, recordings, expanded)
         token = processor.audio_token
         prompts = [prompt.replace(token, token * length) for prompt, length in zip(prompts, lengths, strict=True)]
         inputs |= processor.tokenize_requests(prompts)
-    # Some token that is written somewhere ends its row.
+    # Use a generated token as a further end token, so that rows end at different places.
     plain = model.generate(**inputs, max_new_tokens=12)[:, -12:]
     model.generation_config.eos_token_id = [int(plain[0, 4]), processor.tokenizer.eos_token_id]
     options = {"return_dict_in_generate": True, "output_confidence": True, "pad_token_id": 0, "suppress_tokens": None}
@@ -198,7 +199,7 @@ def test_drafts_change_nothing(parts, recordings, projector_type, expanded):
 
 
 def drafting(model, tokens):
-    """Have the model draft `tokens`."""
+    """Make the model draft `tokens`."""
     logits = torch.nn.functional.one_hot(torch.tensor(tokens), model.config.text_config.vocab_size).float()
     model.draft = lambda audio_embeds, audio_lengths: logits
 
@@ -208,7 +209,7 @@ def test_a_right_draft_takes_one_pass_and_a_wrong_token_one_more(parts, recordin
     inputs = processor.apply_transcription_request(recordings[1])
     *transcript, end = model.generate(**inputs, max_new_tokens=14)[0].tolist()
     assert len(set(transcript)) > 5
-    # The last token ends the transcript from now on.
+    # From now on the last token ends the transcript.
     transcript = transcript[: transcript.index(end)] if end in transcript else transcript
     model.generation_config.eos_token_id = end
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
@@ -226,10 +227,10 @@ def test_a_right_draft_takes_one_pass_and_a_wrong_token_one_more(parts, recordin
     other = next(token for token in range(3, 99) if token not in transcript)
     assert passes(transcript) == 1
     assert passes([*transcript[:middle], other, *transcript[middle + 1 :]]) == 2
-    # Too many or too few tokens cost a pass or two until the draft is found again.
+    # After too many or too few tokens, one or two passes are needed until the draft matches again.
     assert passes([*transcript[:middle], other, *transcript[middle:]]) <= 4
     assert passes([*transcript[:middle], *transcript[middle + 1 :]]) <= 4
-    # As if two tokens named the language before the transcript.
+    # The draft lacks two tokens at the start, like the name of the language before the transcript.
     assert passes(transcript[2:]) <= 4
     assert passes([other] * len(transcript)) == len(transcript) + 1
 
@@ -292,14 +293,14 @@ def test_the_draft_loss_is_the_cross_entropy_of_the_transcript(parts, recordings
     assert model.lm_head.weight.grad is None
 
 
-def test_candidates_take_the_draft_up_where_it_agrees():
+def test_the_draft_is_taken_up_where_it_agrees():
     draft = torch.tensor([11, 12, 13, 14, 15, 2])
 
     def left(accepted):
-        generator = DraftCandidateGenerator(draft, prompt_length=2)
-        candidates, logits = generator.get_candidates(torch.tensor([[0, 0, *accepted]]))
-        assert logits is None
-        return candidates[0, 2 + len(accepted) :].tolist()
+        aligner = DraftAligner(draft)
+        for token in accepted:
+            aligner.accept(token)
+        return aligner.rest().tolist()
 
     assert left([]) == draft.tolist()
     assert left([11, 12, 99]) == [14, 15, 2]

@@ -9,13 +9,13 @@ PAD = 0
 
 
 def merge(rows, mask, audio_lengths, padding_side="right"):
-    """Token `t` is embedded as `[t, -t]`, and the n-th packed audio embedding is `[100 + n, 0]`."""
+    """Merge rows. The embedding of token `t` is `[t, -t]`, and the n-th packed audio embedding is `[100 + n, 0]`."""
     input_ids, mask = torch.tensor(rows), torch.tensor(mask)
     audio_lengths = torch.tensor(audio_lengths)
     number = torch.arange(int(audio_lengths.sum()), dtype=torch.float32)
     audio_embeds = torch.stack([100 + number, 0 * number], dim=-1).requires_grad_()
     inputs_embeds = torch.stack([input_ids, -input_ids], dim=-1).float()
-    runs = find_audio_runs(input_ids, mask, AUDIO, len(audio_lengths))
+    runs = find_audio_runs(input_ids == AUDIO, len(audio_lengths))
     return merge_audio(inputs_embeds, mask, runs, audio_embeds, audio_lengths, padding_side), audio_embeds
 
 
@@ -28,7 +28,8 @@ def test_rows_without_padding():
     assert first_channel(merged) == [[1, 100, 101, 2], [3, 102, 103, 4]]
     assert merged.inputs_embeds[..., 1].tolist() == [[-1, 0, 0, -2], [-3, 0, 0, -4]]
     assert merged.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 1, 1]]
-    assert merged.source.tolist() == [[0, -1, -1, 2], [0, -1, -1, 2]]
+    assert merged.positions.tolist() == [[0, 2, 3], [0, 2, 3]]
+    assert merged.is_text.tolist() == [[True, False, True]] * 2
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
@@ -36,24 +37,25 @@ def test_rows_without_padding():
 def test_padding_of_the_input_is_dropped_and_rows_are_padded_anew(input_side, padding_side):
     short, mask = [1, AUDIO, 2], [1, 1, 1]
     padded = [[PAD, PAD, *short], [0, 0, *mask]] if input_side == "left" else [[*short, PAD, PAD], [*mask, 0, 0]]
-    offset = 2 if input_side == "left" else 0
     merged, _ = merge(
         [padded[0], [3, 4, AUDIO, 5, 6]], [padded[1], [1, 1, 1, 1, 1]], [3, 2], padding_side=padding_side
     )
-    row, mask, source = [1, 100, 101, 102, 2], [1] * 5, [offset, -1, -1, -1, offset + 2]
+    row, mask, places = [1, 100, 101, 102, 2], [1] * 5, [0, 3, 4]
     positions = list(range(5))
     if padding_side == "left":
-        row, mask, source, positions = [0, *row], [0, *mask], [-1, *source], [0, *positions]
+        row, mask, places, positions = [0, *row], [0, *mask], [1, 4, 5], [0, *positions]
     else:
-        row, mask, source, positions = [*row, 0], [*mask, 0], [*source, -1], [*positions, 4]
+        row, mask, positions = [*row, 0], [*mask, 0], [*positions, 4]
     assert first_channel(merged) == [row, [3, 4, 103, 104, 5, 6]]
     assert merged.attention_mask.tolist() == [mask, [1] * 6]
-    assert merged.source.tolist() == [source, [0, 1, -1, -1, 3, 4]]
+    found, other = merged.positions.tolist()
+    assert (found[2:] if input_side == "left" else found[:3]) == places
+    assert other == [0, 1, 3, 4, 5]
     assert merged.position_ids.tolist() == [positions, [0, 1, 2, 3, 4, 5]]
 
 
 def test_the_merged_batch_is_no_longer_than_its_longest_row():
-    """The longest recording stands in the shortest prompt."""
+    """The longest recording is in the shortest prompt."""
     merged, _ = merge([[1, AUDIO, PAD, PAD], [2, 3, AUDIO, 4]], [[1, 1, 0, 0], [1, 1, 1, 1]], [4, 1])
     assert first_channel(merged) == [[1, 100, 101, 102, 103], [2, 3, 104, 4, 0]]
 
@@ -69,11 +71,8 @@ def test_several_recordings_in_a_row():
         [2, 106, 107, 3, 0, 0, 0],
         [4, 5, 0, 0, 0, 0, 0],
     ]
-    assert merged.source.tolist() == [
-        [-1, -1, 1, -1, -1, -1, -1],
-        [0, -1, -1, 2, -1, -1, -1],
-        [0, 1, -1, -1, -1, -1, -1],
-    ]
+    # Padding after a row has the position of its end.
+    assert merged.positions.tolist() == [[1, 2, 3, 6], [0, 2, 3, 3], [0, 1, 1, 1]]
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
@@ -95,7 +94,7 @@ def test_single_tokens_that_happen_to_be_as_long_as_their_recordings():
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 def test_expanded_runs_are_filled_in_place(padding_side):
-    """The layout stays, whichever side rows would be padded on."""
+    """The layout does not change with the padding side."""
     merged, _ = merge(
         [[PAD, 1, AUDIO, AUDIO, 2], [AUDIO, 3, AUDIO, AUDIO, AUDIO]],
         [[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]],
@@ -104,21 +103,23 @@ def test_expanded_runs_are_filled_in_place(padding_side):
     )
     assert first_channel(merged) == [[0, 1, 100, 101, 2], [102, 3, 103, 104, 105]]
     assert merged.attention_mask.tolist() == [[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]]
-    assert merged.source.tolist() == [[-1, 1, -1, -1, 4], [-1, 1, -1, -1, -1]]
+    assert merged.positions.tolist() == [list(range(5))] * 2
+    assert merged.is_text.tolist() == [[False, True, False, False, True], [False, True, False, False, False]]
     assert merged.position_ids.tolist() == [[0, 0, 1, 2, 3], [0, 1, 2, 3, 4]]
 
 
 def test_a_run_does_not_go_on_in_the_next_row():
-    runs = find_audio_runs(torch.tensor([[1, AUDIO, AUDIO], [AUDIO, AUDIO, 2]]), torch.ones(2, 3), AUDIO, 2)
+    runs = find_audio_runs(torch.tensor([[1, AUDIO, AUDIO], [AUDIO, AUDIO, 2]]) == AUDIO, 2)
     assert runs.lengths.tolist() == [2, 2]
 
 
-def test_audio_tokens_in_padding_do_not_count():
-    """Some tokenizers pad with a token that also stands in the text."""
-    input_ids = torch.tensor([[AUDIO, AUDIO, 1, AUDIO]])
-    runs = find_audio_runs(input_ids, torch.tensor([[0, 0, 1, 1]]), AUDIO, 1)
-    assert runs.lengths is None
-    assert runs.mask.tolist() == [[False, False, False, True]]
+@pytest.mark.parametrize("row", [[AUDIO, 1, 2], [AUDIO, AUDIO, AUDIO, 1, 2]])
+def test_a_hidden_recording_keeps_its_place_and_stays_hidden(row):
+    """As in Transformers' audio models, the attention mask does not change the assignment of recordings to tokens."""
+    visible = [int(token != AUDIO) for token in row]
+    merged, _ = merge([row, [AUDIO] * len(row[:-2]) + [3, 4]], [visible, [1] * len(row)], [3, 3])
+    assert merged.inputs_embeds[..., 0].tolist() == [[100, 101, 102, 1, 2], [103, 104, 105, 3, 4]]
+    assert merged.attention_mask.tolist() == [[0, 0, 0, 1, 1], [1, 1, 1, 1, 1]]
 
 
 @pytest.mark.parametrize(
@@ -130,9 +131,8 @@ def test_audio_tokens_in_padding_do_not_count():
     ],
 )
 def test_tokens_that_match_no_recordings_raise_with_both_counts(row, num_recordings, message):
-    input_ids = torch.tensor([row])
     with pytest.raises(ValueError, match=message):
-        find_audio_runs(input_ids, torch.ones_like(input_ids), AUDIO, num_recordings)
+        find_audio_runs(torch.tensor([row]) == AUDIO, num_recordings)
 
 
 def test_runs_of_another_length_raise_with_both_lengths():
@@ -141,20 +141,22 @@ def test_runs_of_another_length_raise_with_both_lengths():
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
-def test_labels_follow_their_tokens(padding_side):
+def test_hidden_states_line_up_with_tokens(padding_side):
     merged, _ = merge(
         [[1, AUDIO, 2, 3, 4], [5, AUDIO, 6, PAD, PAD]], [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], [3, 2], padding_side
     )
-    labels = merged.spread(torch.tensor([[-100, -100, -100, 3, 4], [-100, -100, 6, 7, 7]]))
-    short = [-100, -100, -100, 6]
-    short = [-100] * 3 + short if padding_side == "left" else short + [-100] * 3
-    # What stands over padding, here 7, is no target.
-    assert labels.tolist() == [[-100, -100, -100, -100, -100, 3, 4], short]
+    first, second = merged.at_tokens(merged.inputs_embeds)[..., 0].tolist()
+    # An audio token has the state at the end of its recording.
+    assert first == [1, 102, 2, 3, 4]
+    assert second[:3] == [5, 104, 6]
+    labels = torch.tensor([[-100, 7, -100, 3, 4], [-100, -100, 6, 7, 7]])
+    # Labels over audio and padding, here 7, are ignored.
+    assert merged.mask_labels(labels).tolist() == [[-100, -100, -100, 3, 4], [-100, -100, 6, -100, -100]]
 
 
-def test_labels_follow_their_tokens_in_place():
-    merged, _ = merge([[1, AUDIO, AUDIO, 3, 4]], [[1] * 5], [2])
-    assert merged.spread(torch.tensor([[-100, 8, 8, 3, 4]])).tolist() == [[-100, -100, -100, 3, 4]]
+def test_hidden_states_of_a_recording_without_embeddings_are_those_before_it():
+    merged, _ = merge([[1, AUDIO, 2]], [[1, 1, 1]], [0])
+    assert merged.at_tokens(merged.inputs_embeds)[..., 0].tolist() == [[1, 1, 2]]
 
 
 @pytest.mark.parametrize("rows", [[[1, AUDIO, 2]], [[1, AUDIO, AUDIO, AUDIO, 2]]])
@@ -165,7 +167,7 @@ def test_gradients_reach_every_audio_embedding_once(rows):
 
 
 def test_audio_takes_the_dtype_of_the_text():
-    runs = find_audio_runs(torch.tensor([[1, AUDIO]]), torch.ones(1, 2), AUDIO, 1)
+    runs = find_audio_runs(torch.tensor([[1, AUDIO]]) == AUDIO, 1)
     merged = merge_audio(
         torch.ones(1, 2, 4).bfloat16(), torch.ones(1, 2), runs, torch.ones(3, 4), torch.tensor([3]), "right"
     )

@@ -3,11 +3,11 @@ import torch
 from transformers.activations import ACT2FN
 
 from llm_asr import LlmAsrConfig, LlmAsrProjectorConfig
-from llm_asr.modeling.mixture_of_experts import grouped_matmul, mean_of_recordings
+from llm_asr.modeling.mixture_of_experts import can_use_grouped_mm, grouped_matmul, mean_of_recordings
 from llm_asr.modeling.projector_llm_asr import build_experts
 
 
-# Multiples of four, so that float32 rows begin at multiples of 16 bytes and the grouped kernel runs.
+# The sizes are multiples of four, so that float32 rows start at multiples of 16 bytes. The grouped kernel requires this.
 SIZES = {"hidden_size": 8, "expert_hidden_size": 12, "out_size": 16}
 
 
@@ -32,13 +32,13 @@ def make_experts(dtype=torch.float64, seed=0, **options):
 
 
 def route(moe, frames, lengths=None):
-    """Outputs and router logits of frames that are one recording, unless told."""
+    """Outputs and router logits of frames. By default all frames are one recording."""
     outputs, routing = moe(frames, torch.tensor([len(frames)] if lengths is None else lengths))
     return outputs, routing.router_logits
 
 
 def apply_naively(moe, frames):
-    """Every frame on its own and a loop over its experts."""
+    """Compute each frame separately with a loop over its experts."""
     act_fn = ACT2FN["gelu"]
     outputs = []
     for frame in frames:
@@ -57,7 +57,7 @@ def apply_naively(moe, frames):
 
 
 def gradients(outputs, inputs):
-    """Of a sum that weighs every output differently."""
+    """Gradients of a sum with a different weight for every output."""
     torch.manual_seed(1)
     return torch.autograd.grad((outputs * torch.randn_like(outputs)).sum(), inputs)
 
@@ -75,7 +75,7 @@ def test_equals_a_loop_over_frames_and_experts(num_experts_per_tok, num_shared_e
     torch.testing.assert_close(outputs, expected, rtol=1e-10, atol=1e-10)
     inputs = [frames, *moe.parameters()]
     actual = torch.autograd.grad(outputs.square().sum(), inputs, allow_unused=True)
-    # One expert with a weight of one gives the router nothing to learn from.
+    # The router gets no gradient from one expert with a weight of one.
     wanted = torch.autograd.grad(expected.square().sum(), inputs, allow_unused=True, materialize_grads=True)
     torch.testing.assert_close(actual, wanted, rtol=1e-9, atol=1e-9)
 
@@ -92,7 +92,7 @@ def test_all_experts_are_the_dense_mixture(dtype):
 
 @pytest.mark.parametrize("group_sizes", [[3, 4, 5], [0, 12, 0], [0, 0, 12], [1, 0, 11], [12, 0, 0]])
 def test_grouped_kernel_equals_the_padded_fallback(group_sizes):
-    """A matrix with a row less cannot go to the kernel, and must give the same columns but one."""
+    """A matrix with one row less is not suitable for the kernel. All but one of its output columns must be the same."""
     rows = torch.randn(12, 8, requires_grad=True)
     weight = torch.randn(3, 16, 8, requires_grad=True)
     sizes = torch.tensor(group_sizes)
@@ -186,7 +186,7 @@ def test_utterances_are_routed_by_their_mean_frame(num_experts_per_tok, num_shar
     ):
         if not len(recording):
             continue
-        # Alone, the mean frame is routed as this recording is.
+        # The mean frame alone must have the same routing as this recording.
         chosen = by_frame.router(recording.mean(0, keepdim=True))
         repeated = chosen.repeat(torch.tensor([len(recording)]), len(recording))
         expected = by_frame.experts(recording, repeated)
@@ -245,7 +245,7 @@ def test_jitter_is_for_training_and_for_the_router_alone():
     moe.train()
     noisy, logits = route(moe, frames)
     assert not torch.equal(logits, route(plain, frames)[1])
-    # Each feature within 30 percent bounds each logit.
+    # Each feature changes by at most 30 percent, which bounds the change of each logit.
     change = (logits - route(plain, frames)[1]).abs()
     assert (change <= 0.3 * frames.abs() @ plain.router.weight.abs().T).all()
     _, routing = plain(frames, torch.tensor([50]))
@@ -265,3 +265,41 @@ def test_the_bias_chooses_and_does_not_weigh():
     probabilities = routing.router_logits.softmax(-1).gather(1, routing.selected_experts)
     torch.testing.assert_close(routing.weights, probabilities / probabilities.sum(-1, keepdim=True))
     assert not torch.equal(outputs, route(plain, frames)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("routing_level", ["frame", "utterance"])
+def test_compiled_experts_equal_eager_ones(dtype, routing_level):
+    moe = make_experts(dtype, routing_level=routing_level).train()
+    frames = torch.randn(11, SIZES["hidden_size"]).to(dtype).requires_grad_()
+    lengths = torch.tensor([4, 7])
+    expected = moe(frames, lengths)[0]
+    compiled = torch.compile(moe, backend="aot_eager")(frames, lengths)[0]
+    inputs = [frames, *moe.parameters()]
+    tolerance = (
+        {"atol": 1e-6, "rtol": 1e-5} if dtype in (torch.float32, torch.float64) else {"atol": 0.1, "rtol": 0.05}
+    )
+    torch.testing.assert_close(compiled, expected, **tolerance)
+    for one, two in zip(gradients(compiled, inputs), gradients(expected, inputs), strict=True):
+        torch.testing.assert_close(one, two, **tolerance)
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0), (9, 0)])
+def test_old_gpus_take_the_padded_path(monkeypatch, capability):
+    """A stand-in for CUDA tensors. The code only asks for their device and their memory layout."""
+
+    class OnCuda(torch.Tensor):
+        device = torch.device("cuda")
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    hidden_states, weight = torch.zeros(3, 8).as_subclass(OnCuda), torch.zeros(2, 16, 8).as_subclass(OnCuda)
+    assert can_use_grouped_mm(hidden_states, weight) == (capability >= (8, 0))
+
+
+def test_weights_may_begin_anywhere_in_memory():
+    hidden_states = torch.randn(5, 8)
+    weight = torch.randn(2 * 16 * 8 + 1)[1:].view(2, 16, 8)
+    assert not can_use_grouped_mm(hidden_states, weight)
+    sizes = torch.tensor([2, 3])
+    expected = torch.cat([hidden_states[:2] @ weight[0].T, hidden_states[2:] @ weight[1].T])
+    torch.testing.assert_close(grouped_matmul(hidden_states, weight, sizes), expected)

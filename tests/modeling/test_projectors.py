@@ -28,7 +28,7 @@ VARIANTS = [
 
 @pytest.fixture(params=VARIANTS, ids=[*PROJECTOR_TYPES, "moe utterance", "moe_cif merged", "moe_cif mlp router"])
 def projector(request, parts):
-    """Weights as the model initialises them; every projector gets the same encoder frames."""
+    """A projector with the model's initial weights. All projectors get the same encoder frames."""
     projector_type, options = request.param
     model, _ = compose(parts, projector_type, **options)
     return model.model.projector
@@ -40,21 +40,21 @@ def frames():
 
 
 def packed_parts(output, recording):
-    """What a projector gave to one recording, without padding."""
+    """The projector's output for one recording, without padding."""
     lengths = output.lengths.tolist()
     found = {}
     for name in ("embeds", "router_logits", "selected_experts", "fire_times"):
         if getattr(output, name) is not None:
             found[name] = getattr(output, name).split(lengths)[recording]
     if output.alphas is not None:
-        # A weight is zero in padding only: a sigmoid never is.
+        # Only weights in padding are zero, because a sigmoid is positive.
         found["alphas"] = output.alphas[recording][output.alphas[recording] > 0]
         found["quantities"] = output.quantities[recording]
     return found
 
 
 def losses(output):
-    """Something of every output, so that gradients flow through each."""
+    """A loss that depends on all outputs, so that gradients flow through each of them."""
     total = output.embeds.square().sum()
     if output.router_logits is not None:
         load = count_expert_load(output.router_logits, output.selected_experts)
@@ -86,7 +86,7 @@ def test_registry_has_the_types_of_the_configuration(parts):
 def test_padded_frames_influence_nothing(projector, frames, garbage, target_lengths):
     hidden_states, mask = pad_recordings(frames)
     clean = run_with_gradients(projector, hidden_states, mask, target_lengths)
-    # Two frames more than any recording has.
+    # Pad by two more frames than the longest recording has.
     soiled, mask = pad_recordings(frames, padding_value=garbage, num_frames=max(LENGTHS) + 2)
     dirty = run_with_gradients(projector, soiled, mask, target_lengths)
     assert dirty[0].lengths.tolist() == clean[0].lengths.tolist()
@@ -114,7 +114,7 @@ def test_recordings_do_not_depend_on_their_batch(projector, frames, target_lengt
 
 
 def test_lengths(projector, frames):
-    """Fixed rates give a quarter of the frames, rounded up; CIF gives what it is told or what it predicts."""
+    """Fixed rates give a quarter of the frames, rounded up. CIF gives the target length or the predicted length."""
     hidden_states, mask = pad_recordings(frames)
     free = projector(hidden_states, mask)
     told = projector(hidden_states, mask, TARGET_LENGTHS)
@@ -134,7 +134,7 @@ def test_fire_times_are_seconds_within_the_recording(projector, frames):
     if output.fire_times is None:
         assert output.alphas is None
         return
-    # 50 encoder frames a second, two of them to a projector frame.
+    # There are 50 encoder frames per second, and two encoder frames per projector frame.
     for times, length in zip(output.fire_times.split(TARGET_LENGTHS.tolist()), LENGTHS, strict=True):
         assert (times.diff() >= 0).all()
         assert times[0] > 0
@@ -151,7 +151,7 @@ def test_gradients_reach_every_parameter(projector, frames, target_lengths):
 
 
 def test_embeddings_alone_teach_the_convolutions_and_cif(projector, frames):
-    """Without any auxiliary loss, as where its weight is zero."""
+    """There is no auxiliary loss, as with a weight of zero."""
     hidden_states, mask = pad_recordings(frames)
     projector(hidden_states, mask, TARGET_LENGTHS).embeds.square().sum().backward()
     for name, parameter in projector.named_parameters():
@@ -197,10 +197,10 @@ def test_kernels_wider_than_the_recording(parts):
 def test_a_new_projector_fires_the_expected_tokens_per_second(parts, projector_type, options):
     model, _ = compose(parts, projector_type, expected_tokens_per_second=5.0, **options)
     projector = model.model.projector
-    # What is left is the bias, on which the expectation stands.
+    # Without weights only the bias remains, which determines the expected rate.
     torch.nn.init.zeros_(projector.cif.alpha_proj.weight)
     output = projector(torch.randn(1, 100, 32), torch.ones(1, 100, dtype=torch.bool))
-    # 100 encoder frames are two seconds.
+    # 100 encoder frames last two seconds.
     torch.testing.assert_close(output.quantities, torch.tensor([10.0]), rtol=1e-4, atol=0)
 
 
@@ -221,7 +221,7 @@ def test_embeddings_begin_equally_loud_at_any_width(parts, projector_type, hidde
 
 @pytest.mark.parametrize("projector_type", PROJECTOR_TYPES)
 def test_a_given_range_is_that_of_all_weight_matrices(parts, projector_type):
-    """Not the language model's, which is 0.2 here."""
+    """The range of the language model, 0.2 here, is not used."""
     options = {"draft_head": True} if "cif" in projector_type else {}
     model, _ = compose(parts, projector_type, num_shared_experts=1, initializer_range=0.05, **options)
     weights = [*model.model.projector.named_parameters()]

@@ -1,4 +1,4 @@
-"""The language model in 8 and 4 bits. Quantising itself is tested where bitsandbytes and torchao are installed."""
+"""The language model in 8 and 4 bits. Tests with quantised weights need bitsandbytes or torchao."""
 
 import importlib.util
 
@@ -45,7 +45,7 @@ def quantization_config(request, monkeypatch):
         from torchao.quantization import Int8WeightOnlyConfig
 
         return TorchAoConfig(Int8WeightOnlyConfig())
-    # On some CPUs it repacks weights when they are first evaluated, and can then no longer train through them.
+    # On some CPUs bitsandbytes repacks weights at the first evaluation. It then cannot compute gradients through them.
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
     if bits == "8":
         return BitsAndBytesConfig(load_in_8bit=True)
@@ -53,7 +53,7 @@ def quantization_config(request, monkeypatch):
 
 
 def count_linear(module, quantized=False):
-    """Linear layers of `module`; the weight of a quantised one is of another class."""
+    """Number of linear layers in `module`. The weight of a quantised layer has another class."""
     weights = [layer.weight for layer in module.modules() if isinstance(layer, torch.nn.Linear)]
     return sum(type(weight) is not torch.nn.Parameter for weight in weights) if quantized else len(weights)
 
@@ -107,7 +107,7 @@ def test_lora_and_projector_learn_beside_it(quantized, recordings, tmp_path):
         loss = adapted(**batch).loss
         loss.backward()
         losses.append(loss.item())
-        if step:  # The second factor of LoRA is zero until then.
+        if step:  # the second factor of LoRA is zero in the first step
             assert all(parameter.grad.any() for parameter in learning.values())
         optimizer.step()
         optimizer.zero_grad()

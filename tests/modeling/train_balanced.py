@@ -1,4 +1,4 @@
-"""Trains three steps in one process of several: `torchrun train_balanced.py OUTPUT ACCUMULATION_STEPS BATCH_SIZE`."""
+"""Trains three steps on several processes: `torchrun train_balanced.py OUTPUT ACCUMULATION_STEPS BATCH_SIZE`."""
 
 import sys
 import tempfile
@@ -16,8 +16,8 @@ def main(output: str, accumulation_steps: int, batch_size: int) -> None:
     from speech_files import write_speech_dataset
     from tiny_models import compose, save_tiny_qwen2, save_tiny_whisper
 
+    from llm_asr.datasets_asr import load_asr_dataset
     from llm_asr.training.data_collator import LlmAsrDataCollator
-    from llm_asr.training.datasets_asr import load_asr_dataset
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:

@@ -132,7 +132,7 @@ def integrate_and_fire_chunk(
     """
     _check_arguments(hidden_states, alphas, attention_mask, threshold, None)
     weights = _token_weights(alphas, attention_mask, threshold)
-    batch_size, num_frames, hidden_size = hidden_states.shape
+    batch_size, _, hidden_size = hidden_states.shape
     dtype = torch.promote_types(hidden_states.dtype, torch.float32)
     if state is None:
         state = CifState(
@@ -141,14 +141,14 @@ def integrate_and_fire_chunk(
             partial=hidden_states.new_zeros(batch_size, hidden_size, dtype=dtype),
         )
     fired = state.total.detach().floor().long()
-    # What was left unfinished takes part as one frame before the chunk.
+    # The unfinished token of the previous chunk becomes one frame before this chunk.
     weights = torch.cat([(state.total - fired)[:, None], weights], dim=1)
     ends = torch.cat([state.total[:, None], weights[:, 1:]], dim=1).cumsum(-1)
     frames = torch.cat([state.partial[:, None], hidden_states.to(dtype)], dim=1)
     mask = attention_mask if attention_mask is not None else torch.ones_like(alphas, dtype=torch.bool)
     mask = F.pad(mask.bool(), (1, 0), value=True)
 
-    # Every row has one token more than it fires: the one that stays unfinished.
+    # Every row has its fired tokens and one unfinished token.
     total = ends[:, -1]
     num_full = total.detach().floor().long() - fired
     runs = _find_runs(weights, ends, fired, num_full + 1, takes_rest=True)
@@ -168,8 +168,8 @@ def integrate_and_fire_chunk(
         quantities=total.to(torch.promote_types(alphas.dtype, torch.float32)),
         alphas=alphas if attention_mask is None else alphas.masked_fill(attention_mask == 0, 0.0),
     )
-    num_frames = state.num_frames + mask[:, 1:].sum(-1)
-    return output, CifState(total=total, num_frames=num_frames, partial=embeds[is_unfinished])
+    num_seen = state.num_frames + mask[:, 1:].sum(-1)
+    return output, CifState(total=total, num_frames=num_seen, partial=embeds[is_unfinished])
 
 
 @dataclass
@@ -237,7 +237,7 @@ def _find_runs(
     index = torch.arange(row.numel(), device=device) - (lengths.cumsum(0) - lengths)[row]
 
     # A token begins in the first frame that ends beyond its lower bound and fires in the first that reaches its upper.
-    # A bound beyond the sum, as a tail's is, falls to the last frame that weighs anything, so never to padding.
+    # A bound beyond the sum, such as a tail's bound, belongs to the last frame with a nonzero weight, never to padding.
     max_tokens = int(lengths.max()) if batch_size else 0
     detached_ends = ends.detach()
     bounds = first_token[:, None] + torch.arange(max_tokens + 1, device=device)
@@ -277,7 +277,7 @@ def _sum_runs(
     batch_size, num_frames, hidden_size = hidden_states.shape
     pair_frame = runs.pair_frame
     if attention_mask is not None:
-        # A masked frame within a run weighs zero, and zero times what it may hold need not be zero.
+        # The weight of a masked frame is zero, but zero times NaN or infinity is not zero.
         is_real = attention_mask[runs.pair_row, pair_frame] != 0
         pair_frame = torch.where(is_real, pair_frame, runs.pair_fire)
     dtype = torch.promote_types(hidden_states.dtype, torch.float32)
@@ -402,9 +402,10 @@ class ContinuousIntegrateAndFire(nn.Module):
             attention_mask (`torch.BoolTensor` of shape `(batch_size, num_frames)`): True for real frames.
             target_lengths (`torch.LongTensor` of shape `(batch_size,)`, *optional*): Numbers of embeddings to fire.
         """
+        attention_mask = attention_mask.to(hidden_states.device)
         visible = hidden_states.masked_fill(~attention_mask[:, :, None], 0.0)
         context = F.relu(self.conv(visible.transpose(1, 2)).transpose(1, 2))
-        logits = self.alpha_proj(context).squeeze(-1)
+        logits = self.alpha_proj(context).squeeze(-1).to(visible.device)
         alphas = torch.sigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))
         alphas = F.relu(self.smooth_factor * alphas - self.noise_threshold)
         return integrate_and_fire(visible, alphas, attention_mask, self.threshold, target_lengths, self.tail_threshold)

@@ -2,21 +2,34 @@
 
 import math
 import re
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.activations import ACT2FN
-from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
+from .speech_encoders import describe_speech_encoder, find_speech_encoder
+from .transformers_versions import SubConfigSpec
 
-# Keywords that `PreTrainedConfig` takes, or writes itself, beside its fields.
-INHERITED_OPTIONS = ("attn_implementation", "model_type", "name_or_path", "num_labels", "torch_dtype")
+
+# Keywords that `PreTrainedConfig` accepts or writes, besides its fields.
+INHERITED_OPTIONS = (
+    "attn_implementation",
+    "model_type",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "torch_dtype",
+)
 
 PROJECTOR_TYPES = ("conv", "moe", "cif", "moe_cif")
 ROUTER_TYPES = ("linear", "mlp")
 ROUTING_LEVELS = ("frame", "utterance")
 MERGES = ("output", "parameters")
+# Names of the parts of the loss, in the model's output and in training logs.
+LOSS_PARTS = ("lm_loss", "quantity_loss", "draft_loss", "router_aux_loss", "router_z_loss")
 ENCODER_PADDINGS = ("longest", "max_length")
 # The parts that a slim checkpoint refers to, by their names in the model.
 BACKBONES = ("audio_tower", "language_model")
@@ -64,6 +77,31 @@ def check_backbones(backbones: dict) -> None:
                 isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) is not None,
                 f"`sha256` of `backbones[{part!r}]` must have 64 hexadecimal digits for {name!r}, got {digest!r}.",
             )
+
+
+# Several times the number that the fastest speech needs at the lowest frame rates.
+MAX_FIRES_PER_FRAME = 16
+
+# Far from what any use asks for; beyond, nothing fires, or nothing is told apart.
+CIF_RANGE = (0.01, 100.0)
+MAX_CONVOLUTIONS, MAX_DOWNSAMPLING = 16, 64
+
+# Layers of a part, by the names that configurations have for them. Each is made one by one, so that a number without bounds
+# would go on for ever before a weight is looked at.
+LAYER_COUNTS = (
+    "num_hidden_layers",
+    "encoder_layers",
+    "decoder_layers",
+    "num_layers",
+    "n_layer",
+    "n_layers",
+    "speech_encoder_layers",
+    "encoder_num_hidden_layers",
+)
+MAX_LAYERS = 2000
+
+# From one frame in ten seconds to one frame per sample.
+MIN_FRAME_RATE, MAX_FRAME_RATE = 0.1, 48_000.0
 
 
 @strict
@@ -233,6 +271,15 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
             f"`cif_tail_threshold` is a fraction of `cif_threshold` in (0, 1], got {self.cif_tail_threshold}.",
         )
         _require(
+            self.cif_smooth_factor <= MAX_FIRES_PER_FRAME * self.cif_threshold,
+            f"`cif_smooth_factor` ({self.cif_smooth_factor}) must be at most {MAX_FIRES_PER_FRAME} times `cif_threshold` "
+            f"({self.cif_threshold}): a frame fires as many embeddings.",
+        )
+        for name in ("cif_threshold", "cif_smooth_factor"):
+            low, high = CIF_RANGE
+            value = getattr(self, name)
+            _require(low <= value <= high, f"`{name}` must be from {low:g} to {high:g}, got {value}.")
+        _require(
             self.cif_noise_threshold < self.cif_smooth_factor,
             f"`cif_noise_threshold` ({self.cif_noise_threshold}) must be below `cif_smooth_factor` "
             f"({self.cif_smooth_factor}), or no frame weighs anything.",
@@ -244,6 +291,11 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
         _require(
             len(self.conv_strides) >= 1 and all(stride >= 1 for stride in self.conv_strides),
             f"`conv_strides` must hold at least one stride, each at least 1, got {self.conv_strides}.",
+        )
+        _require(
+            len(self.conv_strides) <= MAX_CONVOLUTIONS and self.downsampling <= MAX_DOWNSAMPLING,
+            f"`conv_strides` must be at most {MAX_CONVOLUTIONS} and make one frame of at most {MAX_DOWNSAMPLING}, got "
+            f"{len(self.conv_strides)} that make one of {self.downsampling}.",
         )
         _require(
             self.num_experts_per_tok <= self.num_experts,
@@ -271,7 +323,7 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
 
     @property
     def uses_cif(self) -> bool:
-        """Whether the number of embeddings of a recording is found by Continuous Integrate-and-Fire."""
+        """Whether Continuous Integrate-and-Fire determines the number of embeddings of a recording."""
         return self.projector_type in ("cif", "moe_cif")
 
     @property
@@ -282,10 +334,7 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
     @property
     def downsampling(self) -> int:
         """Encoder frames per frame after the convolutions."""
-        product = 1
-        for stride in self.conv_strides:
-            product *= stride
-        return product
+        return math.prod(self.conv_strides or ())
 
 
 @strict
@@ -295,8 +344,8 @@ class LlmAsrConfig(PreTrainedConfig):
 
     Args:
         audio_config (`PreTrainedConfig` or `dict`, *optional*):
-            Configuration of the speech encoder: Whisper (`model_type="whisper"`), `"wav2vec2-bert"` or
-            `"parakeet_encoder"`. Defaults to Whisper-base's sizes.
+            Configuration of the speech encoder, of one of the families in `SPEECH_ENCODERS` of `speech_encoders.py`. Defaults
+            to Whisper-base's sizes.
         text_config (`PreTrainedConfig` or `dict`, *optional*):
             Configuration of any causal language model. Defaults to a `qwen2` configuration.
         projector_config ([`LlmAsrProjectorConfig`] or `dict`, *optional*):
@@ -304,11 +353,11 @@ class LlmAsrConfig(PreTrainedConfig):
         audio_token_id (`int`, *optional*, defaults to 151665):
             Token that stands for one recording in `input_ids`.
         audio_frame_rate (`float`, *optional*, defaults to 50.0):
-            Frames per second that the speech encoder puts out.
+            Output frames per second of the speech encoder.
         encoder_padding (`str`, *optional*, defaults to `"longest"`):
             `"longest"` runs the speech encoder at the length of the longest recording of a batch, and masks what is
-            padding. `"max_length"` runs a Whisper encoder over 30 s of which the rest is silence, as it was trained. The
-            projector must see in use what it saw in training, so this is a part of the checkpoint.
+            padding. `"max_length"` runs Whisper, and encoders made from it, over a window of 30 s of which the rest is
+            silence, as Whisper was trained. The projector must see in use what it saw in training, so this is a part of the checkpoint.
         pad_token_id (`int`, *optional*):
             Padding token of the language model.
         backbones (`dict`, *optional*):
@@ -316,6 +365,9 @@ class LlmAsrConfig(PreTrainedConfig):
             (`"audio_tower"`) and the language model (`"language_model"`) come from. Each has a `name_or_path`, the
             `revision` it is pinned to (a commit of the Hub; `None` for a local folder), the `dtype` that its weights had in
             the model, and the `sha256` of each of its files.
+        part_dtypes (`dict[str, torch.dtype]`, *optional*):
+            Dtypes by sub-configuration, which a model that is built from this configuration writes into them. `from_pretrained`
+            sets it, because Transformers writes one dtype into all sub-configurations. It is not saved: the weights tell.
 
     Example:
 
@@ -330,11 +382,8 @@ class LlmAsrConfig(PreTrainedConfig):
     model_type = "llm_asr"
     keys_to_ignore_at_inference = [
         "past_key_values",
-        "lm_loss",
-        "quantity_loss",
-        "draft_loss",
-        "router_aux_loss",
-        "router_z_loss",
+        "cache",
+        *LOSS_PARTS,
         "router_logits",
         "selected_experts",
         "audio_embeds",
@@ -343,21 +392,38 @@ class LlmAsrConfig(PreTrainedConfig):
         "quantities",
         "fire_times",
     ]
-    sub_configs_defaults = {
-        "audio_config": SubConfigSpec(config_class=AutoConfig, model_type="whisper"),
-        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="qwen2"),
-        "projector_config": SubConfigSpec(config_class=LlmAsrProjectorConfig),
-    }
+    if SubConfigSpec is None:
+        sub_configs = {
+            "audio_config": AutoConfig,
+            "text_config": AutoConfig,
+            "projector_config": LlmAsrProjectorConfig,
+        }
+    else:
+        sub_configs_defaults = {
+            "audio_config": SubConfigSpec(config_class=AutoConfig, model_type="whisper"),
+            "text_config": SubConfigSpec(config_class=AutoConfig, model_type="qwen2"),
+            "projector_config": SubConfigSpec(config_class=LlmAsrProjectorConfig),
+        }
 
-    audio_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
-    projector_config: dict | PreTrainedConfig | None = None
+    if TYPE_CHECKING:
+        # Sub-configurations may be passed as dicts. In the finished configuration they are configurations.
+        audio_config: PreTrainedConfig
+        text_config: PreTrainedConfig
+        projector_config: LlmAsrProjectorConfig
+
+        def __init__(self, **kwargs: Any) -> None: ...
+
+    else:
+        audio_config: dict | PreTrainedConfig | None = None
+        text_config: dict | PreTrainedConfig | None = None
+        projector_config: dict | PreTrainedConfig | None = None
     audio_token_id: int = 151665
     audio_frame_rate: float | int = 50.0
     encoder_padding: str = "longest"
     pad_token_id: int | None = None
     tie_word_embeddings: bool | None = None
     backbones: dict | None = None
+    part_dtypes: dict | None = None
 
     def __post_init__(self, **kwargs):
         # For those without the package, a published checkpoint names a pipeline. Whoever has the package has that pipeline,
@@ -365,27 +431,60 @@ class LlmAsrConfig(PreTrainedConfig):
         if not __name__.startswith(f"{TRANSFORMERS_DYNAMIC_MODULE_NAME}."):
             kwargs.pop("custom_pipelines", None)
         _require(self.audio_token_id >= 0, f"`audio_token_id` must not be negative, got {self.audio_token_id}.")
-        _require(self.audio_frame_rate > 0, f"`audio_frame_rate` must be positive, got {self.audio_frame_rate}.")
+        _require(
+            MIN_FRAME_RATE <= self.audio_frame_rate <= MAX_FRAME_RATE,
+            f"`audio_frame_rate` must be from {MIN_FRAME_RATE} to {MAX_FRAME_RATE:g} frames per second, got "
+            f"{self.audio_frame_rate}.",
+        )
         _require(
             self.encoder_padding in ENCODER_PADDINGS,
             f"`encoder_padding` must be one of {list(ENCODER_PADDINGS)}, got {self.encoder_padding!r}.",
         )
+        for part in ("audio_config", "text_config"):
+            given = getattr(self, part)
+            for name in LAYER_COUNTS if isinstance(given, dict) else ():
+                count = given.get(name)
+                _require(
+                    not isinstance(count, int) or count <= MAX_LAYERS,
+                    f"`{name}` of `{part}` must be at most {MAX_LAYERS}, got {count}.",
+                )
+        if SubConfigSpec is None:
+            self._build_sub_configs()
         super().__post_init__(**kwargs)
         _require(
-            self.encoder_padding == "longest" or self.audio_config.model_type == "whisper",
-            f"`encoder_padding='max_length'` is for Whisper, whose windows have a fixed length, and `audio_config` has "
-            f"model_type {self.audio_config.model_type!r}; use 'longest'.",
+            self.encoder_padding == "longest"
+            or self.encoder_padding in find_speech_encoder(self.audio_config).paddings,
+            f"`encoder_padding={self.encoder_padding!r}` is for encoders whose windows have a fixed length, such as Whisper's, "
+            f"and `audio_config` has model_type {self.audio_config.model_type!r}; use 'longest'.",
         )
         if self.backbones is not None:
             check_backbones(self.backbones)
         # The head belongs to the language model, so tying is its business; a copy here is what Transformers reads.
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
 
+    def _build_sub_configs(self) -> None:
+        """Build the parts that are dictionaries or absent, as newer versions of Transformers do by themselves."""
+        for part, model_type in (("audio_config", "whisper"), ("text_config", "qwen2")):
+            given = getattr(self, part) or {}
+            if isinstance(given, dict):
+                setattr(self, part, AutoConfig.for_model(**{"model_type": model_type, **given}))
+        if not isinstance(self.projector_config, PreTrainedConfig):
+            self.projector_config = LlmAsrProjectorConfig(**(self.projector_config or {}))
+
     def to_dict(self) -> dict:
         output = super().to_dict()
-        # Saving a model does not save a pipeline's code, so that what is saved must not name it.
+        # Saving a model does not save the code of a pipeline, so the saved configuration must not name a pipeline.
         output.pop("custom_pipelines", None)
+        output.pop("part_dtypes", None)
         return output
+
+    @staticmethod
+    def describe_speech_encoder(audio_config: PreTrainedConfig, feature_extractor) -> dict:
+        """
+        What a processor has to know of a speech encoder; see [`describe_speech_encoder`]. Processors reach it here, through
+        Transformers' registry: `processing` and `modeling` do not import each other.
+        """
+        return describe_speech_encoder(audio_config, feature_extractor)
 
     @property
     def projector_frame_period(self) -> float:

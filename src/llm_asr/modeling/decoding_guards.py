@@ -1,4 +1,4 @@
-"""What keeps decoding from running away: a length that the audio allows, and signs that a transcript is made up."""
+"""Guards against runaway decoding: a length limit from the audio's duration, and signs of a hallucinated transcript."""
 
 import zlib
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import torch
 from transformers.generation import StoppingCriteria
 
 
-# Tokens that a recording is granted beside those of its duration: the name of its language, and a margin for short ones.
+# Tokens beyond the limit for the duration: the name of the language, and a margin for short recordings.
 SPARE_TOKENS = 16
 
 
@@ -43,7 +43,7 @@ class AudioLengthCriteria(StoppingCriteria):
         self.max_new_tokens = max_new_tokens
         self.prompt_length = prompt_length
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor | None, **kwargs) -> torch.BoolTensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor | None, **kwargs) -> torch.Tensor:
         limits = self.max_new_tokens.repeat_interleave(len(input_ids) // len(self.max_new_tokens))
         return input_ids.shape[1] - self.prompt_length >= limits.to(input_ids.device)
 
@@ -109,13 +109,13 @@ class Fallback:
 
     def is_silent(self, confidence: Confidence) -> torch.Tensor:
         """Rows without speech, of shape `(batch_size,)`."""
-        if self.no_speech_threshold is None:
+        if self.no_speech_threshold is None or self.logprob_threshold is None:
             return torch.zeros_like(confidence.avg_logprobs, dtype=torch.bool)
         is_unlikely = confidence.avg_logprobs < self.logprob_threshold
         return (confidence.no_speech_probs > self.no_speech_threshold) & is_unlikely
 
     def is_doubtful(self, confidence: Confidence, ratios: torch.Tensor) -> torch.Tensor:
-        """Rows to be tried again, of shape `(batch_size,)`, given their compression ratios."""
+        """Rows to decode again, of shape `(batch_size,)`, given their compression ratios."""
         doubtful = torch.zeros_like(ratios, dtype=torch.bool)
         if self.compression_ratio_threshold is not None:
             doubtful |= ratios > self.compression_ratio_threshold

@@ -1,9 +1,8 @@
-"""Drafts of transcripts, read off the embeddings of Continuous Integrate-and-Fire in one parallel step."""
+"""Drafts of transcripts, predicted from the embeddings of Continuous Integrate-and-Fire in one parallel step."""
 
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
-from transformers.generation.candidate_generator import CandidateGenerator
 
 from .configuration_llm_asr import LlmAsrConfig
 
@@ -32,7 +31,7 @@ class DraftHead(nn.Module):
         Returns:
             `torch.Tensor` of shape `(sum(audio_lengths), text_hidden_size)`.
         """
-        ends = audio_lengths.cumsum(0)
+        ends = audio_lengths.to(audio_embeds.device).cumsum(0)
         is_start = torch.zeros(len(audio_embeds) + 1, dtype=torch.bool, device=audio_embeds.device)
         is_start[ends] = True
         none = audio_embeds.new_zeros(1, audio_embeds.shape[1])
@@ -56,6 +55,7 @@ def draft_labels(labels: torch.Tensor, eos_token_ids: torch.Tensor, target_lengt
     Raises:
         `ValueError`: If an answer has fewer tokens than its transcript.
     """
+    target_lengths = target_lengths.to(labels.device)
     is_text = (labels != -100) & ~torch.isin(labels, eos_token_ids)
     from_the_end = is_text.flip(-1).cumsum(-1).flip(-1)
     found = labels[is_text & (from_the_end <= target_lengths[:, None])]
@@ -65,44 +65,3 @@ def draft_labels(labels: torch.Tensor, eos_token_ids: torch.Tensor, target_lengt
             "`target_lengths` counts the tokens of its transcript."
         )
     return found
-
-
-class DraftCandidateGenerator(CandidateGenerator):
-    """
-    Proposes what is left of a draft to assisted generation.
-
-    Where the language model has disagreed, the draft is taken up again at the place that makes the fewest edits of what
-    was accepted so far.
-
-    Args:
-        draft_ids (`torch.LongTensor` of shape `(num_tokens,)`): The draft, with an end-of-sequence token.
-        prompt_length (`int`): Tokens before the first new one.
-    """
-
-    # A language named before the transcript is not in the draft, and must not count as so many wrong tokens.
-    LEADING_INSERTION_COST = 0.5
-
-    def __init__(self, draft_ids: torch.Tensor, prompt_length: int):
-        self.draft_ids = draft_ids
-        self.draft = draft_ids.tolist()
-        self.prompt_length = prompt_length
-        # costs[i]: edits between the accepted tokens and the first i of the draft; skipped draft tokens are edits.
-        self.costs = [float(skipped) for skipped in range(len(self.draft) + 1)]
-        self.num_seen = 0
-
-    def get_candidates(self, input_ids: torch.LongTensor, **kwargs) -> tuple[torch.LongTensor, None]:
-        accepted = input_ids[0, self.prompt_length :].tolist()
-        for token in accepted[self.num_seen :]:
-            self._align(token)
-        self.num_seen = len(accepted)
-        # One token for another is likelier than one too many.
-        place = min(range(len(self.costs)), key=lambda index: (self.costs[index], -index))
-        return torch.cat([input_ids, self.draft_ids[None, place:]], dim=-1), None
-
-    def _align(self, token: int) -> None:
-        """One more row of the edit distance."""
-        costs = [self.costs[0] + self.LEADING_INSERTION_COST]
-        for index, drafted in enumerate(self.draft):
-            replaced = self.costs[index] + (drafted != token)
-            costs.append(min(replaced, self.costs[index + 1] + 1.0, costs[index] + 1.0))
-        self.costs = costs

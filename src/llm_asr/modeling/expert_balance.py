@@ -24,7 +24,7 @@ def count_expert_load(router_logits: torch.Tensor, selected_experts: torch.Tenso
 
 
 def count_rows(group: torch.Tensor, num_groups: int) -> torch.Tensor:
-    """Rows of each group, of shape `(num_groups,)`. `bincount` would wait for a GPU to tell how many groups there are."""
+    """Rows of each group, of shape `(num_groups,)`. `bincount` would synchronise with the GPU."""
     return torch.zeros(num_groups, dtype=torch.long, device=group.device).index_add(0, group, torch.ones_like(group))
 
 
@@ -66,7 +66,7 @@ def router_z_loss(router_logits: torch.Tensor, num_frames: torch.Tensor | int | 
 
 
 def max_one(count: torch.Tensor | int) -> torch.Tensor | int:
-    """`count`, or one in place of zero."""
+    """Return `count`, or one if it is zero."""
     return count.clamp(min=1) if isinstance(count, torch.Tensor) else max(count, 1)
 
 
@@ -86,13 +86,25 @@ class ExpertBalance(nn.Module):
     Args:
         num_experts (`int`): Number of experts.
         bias_update_rate (`float`): Step of the bias; without bias if zero.
+
+    Attributes:
+        process_group (`ProcessGroup`, *optional*): Processes with different batches, whose load is added up; all processes
+            if absent. [`LlmAsrTrainer`] sets it where some processes share a batch, as in tensor parallelism.
     """
+
+    e_score_correction_bias: torch.Tensor | None
+    expert_load: torch.Tensor
+    num_labels: torch.Tensor
+    num_items: torch.Tensor
 
     def __init__(self, num_experts: int, bias_update_rate: float):
         super().__init__()
+        self.process_group: dist.ProcessGroup | None = None
         self.bias_update_rate = bias_update_rate
-        self.register_buffer("e_score_correction_bias", torch.zeros(num_experts) if bias_update_rate else None)
-        # Of the step in the making.
+        # The updates of the bias are too small for a lower precision.
+        bias = torch.zeros(num_experts, dtype=torch.float32) if bias_update_rate else None
+        self.register_buffer("e_score_correction_bias", bias)
+        # Totals of the current optimizer step.
         self.register_buffer("expert_load", torch.zeros(num_experts, dtype=torch.float32), persistent=False)
         self.register_buffer("num_labels", torch.zeros((), dtype=torch.long), persistent=False)
         self.register_buffer("num_items", torch.zeros((), dtype=torch.long), persistent=False)
@@ -124,12 +136,12 @@ class ExpertBalance(nn.Module):
                 share * router_z_loss(router_logits),
             )
 
-        totals = torch.cat([expert_load, expert_load.new_tensor([num_frames]), num_labels[None]])
+        totals = torch.cat([expert_load, expert_load.new_full((1,), num_frames), num_labels[None]])
         num_processes = 1
         if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(totals)
-            num_processes = dist.get_world_size()
-        expert_load, num_frames, num_labels = totals[:-2], totals[-2], totals[-1].long()
+            dist.all_reduce(totals, group=self.process_group)
+            num_processes = dist.get_world_size(self.process_group)
+        expert_load, total_frames, num_labels = totals[:-2], totals[-2], totals[-1].long()
 
         if num_items_in_batch is None:
             # Gradients are then averaged over processes, not summed.
@@ -137,20 +149,20 @@ class ExpertBalance(nn.Module):
         else:
             num_items = torch.as_tensor(num_items_in_batch, device=num_labels.device).long()
             share = num_labels / num_items
-        # A step that was broken off is not gone on with.
+        # Discard the totals of an interrupted step.
         goes_on = num_items == self.num_items
         step_load = torch.where(goes_on, self.expert_load, 0.0) + expert_load
         step_labels = torch.where(goes_on, self.num_labels, 0) + num_labels
         losses = (
-            share * load_balancing_loss(router_logits, step_load, num_frames),
-            share * router_z_loss(router_logits, num_frames),
+            share * load_balancing_loss(router_logits, step_load, total_frames),
+            share * router_z_loss(router_logits, total_frames),
         )
         self._keep(step_load, step_labels, num_items)
         return losses
 
     @torch.no_grad()
     def _keep(self, step_load: torch.Tensor, step_labels: torch.Tensor, num_items: torch.Tensor) -> None:
-        """Remember the step so far or, at its end, move the bias and begin anew."""
+        """Add to the totals of the step. At its end, update the bias and reset the totals."""
         is_end = step_labels >= num_items
         if self.e_score_correction_bias is not None:
             direction = (step_load.mean() - step_load).sign()

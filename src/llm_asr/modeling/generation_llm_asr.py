@@ -1,14 +1,19 @@
-"""`generate()`: recordings are merged into their prompts once, and decoding is kept within what they can hold."""
+"""`generate()`: merges recordings into their prompts once, and limits the length of transcripts by their duration."""
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from transformers.generation import GenerationConfig, GenerationMixin, StoppingCriteriaList
 from transformers.utils import ModelOutput
 
 from .decoding_guards import AudioLengthCriteria, Confidence, Fallback, compression_ratio, length_limits
-from .draft_head import DraftCandidateGenerator
+from .draft_decoding import decode_with_draft, join_drafts
+from .generation_settings import check_tokens_per_second
 from .merging import find_audio_runs
+from .model_interface import HeadedModelInterface
+from .transformers_versions import CACHE_NAME
 
 
 @dataclass
@@ -30,8 +35,12 @@ class MergedPrompt:
     max_new_tokens: torch.Tensor | None
 
     def __getitem__(self, rows: torch.Tensor) -> "MergedPrompt":
-        parts = (self.inputs_embeds, self.attention_mask, self.input_ids, self.max_new_tokens)
-        return MergedPrompt(*(None if part is None else part[rows] for part in parts))
+        return MergedPrompt(
+            inputs_embeds=self.inputs_embeds[rows],
+            attention_mask=self.attention_mask[rows],
+            input_ids=None if self.input_ids is None else self.input_ids[rows],
+            max_new_tokens=None if self.max_new_tokens is None else self.max_new_tokens[rows],
+        )
 
     @property
     def num_input_ids(self) -> int:
@@ -39,25 +48,31 @@ class MergedPrompt:
         return 0 if self.input_ids is None else self.input_ids.shape[1]
 
 
-class LlmAsrGenerationMixin(GenerationMixin):
-    """Of [`LlmAsrForConditionalGeneration`]."""
+class LlmAsrGenerationMixin(GenerationMixin, HeadedModelInterface):
+    """Adds `generate` to [`LlmAsrForConditionalGeneration`]."""
 
+    # Like other audio models of Transformers, the model has parameters of its own in `generate`.
     @torch.no_grad()
-    def generate(
+    def generate(  # type: ignore[override]
         self,
-        input_features: torch.FloatTensor | None = None,
+        inputs: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        *,
+        input_ids: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
         input_features_mask: torch.Tensor | None = None,
-        input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        audio_hidden_states: torch.FloatTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        audio_hidden_states: torch.Tensor | None = None,
         audio_hidden_states_mask: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
-        target_lengths: torch.LongTensor | None = None,
+        labels: torch.Tensor | None = None,
+        target_lengths: torch.Tensor | None = None,
         compression_ratio_threshold: float | None = None,
         logprob_threshold: float | None = None,
         no_speech_threshold: float | None = None,
         output_confidence: bool = False,
         use_draft: bool = False,
+        draft_only: bool = False,
         **kwargs,
     ):
         r"""
@@ -67,6 +82,10 @@ class LlmAsrGenerationMixin(GenerationMixin):
         `generation_config.max_new_tokens_per_second` tokens a second, and 16 more.
 
         Args:
+            inputs (`torch.Tensor`, *optional*):
+                `input_ids`, or `input_features`, which are told apart by their dtype.
+            generation_config ([`~generation.GenerationConfig`], *optional*):
+                Generation settings in place of those of the model.
             input_features, input_features_mask, audio_hidden_states, audio_hidden_states_mask (`torch.Tensor`, *optional*):
                 See [`LlmAsrForConditionalGeneration.forward`].
             input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
@@ -74,6 +93,8 @@ class LlmAsrGenerationMixin(GenerationMixin):
                 given `generation_config.transcription_prompt_ids`.
             attention_mask (`torch.Tensor`, *optional*):
                 Non-zero for real tokens of `input_ids`; without `input_ids`, taken for `input_features_mask`.
+            inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*):
+                Embedded prompts; see [`LlmAsrModel.merge_audio_and_text`].
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 Targets to cut off from `input_ids`, so that a training batch can be passed as it is.
             target_lengths (`torch.LongTensor`, *optional*):
@@ -87,6 +108,9 @@ class LlmAsrGenerationMixin(GenerationMixin):
                 Whether the language model verifies the draft of the draft head rather than writing token by token
                 (self-speculative decoding, arXiv 2603.11243). Only what it would have written itself is accepted, so
                 greedy output is the same. One recording at a time, as in all assisted generation.
+            draft_only (`bool`, *optional*, defaults to `False`):
+                Whether to return the drafts themselves, in one parallel step without the layers of the language model, of a
+                model that was trained with `draft_only`. Prompts have no effect on drafts.
 
         Returns:
             [`~utils.ModelOutput`] or `torch.LongTensor`: The new tokens alone, or, if `input_ids` has a run of several
@@ -96,8 +120,15 @@ class LlmAsrGenerationMixin(GenerationMixin):
         Raises:
             `ValueError`: If prompts and recordings do not match, or options contradict each other.
         """
-        if input_features is None and audio_hidden_states is None:
+        if generation_config is not None:
+            kwargs["generation_config"] = generation_config
+        input_ids, input_features = _sort_inputs(inputs, input_ids, input_features)
+        recordings = input_features if audio_hidden_states is None else audio_hidden_states
+        if recordings is None:
+            if inputs_embeds is not None:
+                kwargs["inputs_embeds"] = inputs_embeds
             return super().generate(input_ids, attention_mask=attention_mask, **kwargs)
+        check_tokens_per_second(self._option("max_new_tokens_per_second", kwargs))
         fallback = None
         if isinstance(kwargs.get("temperature"), (list, tuple)):
             temperatures = list(kwargs.pop("temperature"))
@@ -111,36 +142,59 @@ class LlmAsrGenerationMixin(GenerationMixin):
             raise ValueError("`output_confidence` needs `return_dict_in_generate=True`.")
         if use_draft and self._option("num_beams", kwargs) not in (None, 1):
             raise ValueError("`num_beams` must be 1 with `use_draft`.")
+        if use_draft and kwargs.get("synced_gpus"):
+            raise ValueError(
+                "`synced_gpus` must be False with `use_draft`: processes would make different numbers of passes."
+            )
         one_each = use_draft or output_confidence or fallback is not None
         if one_each and self._option("num_return_sequences", kwargs) not in (None, 1):
             raise ValueError(
                 "`num_return_sequences` must be 1 with `use_draft`, `output_confidence` or several temperatures."
             )
 
-        recordings = input_features if audio_hidden_states is None else audio_hidden_states
-        if input_ids is None:
+        if draft_only:
+            if one_each or self._option("do_sample", kwargs) or self._option("num_beams", kwargs) not in (None, 1):
+                raise ValueError(
+                    "`draft_only` makes no choices: leave out `use_draft`, `output_confidence`, temperatures, sampling and beams."
+                )
+            return self._draft_rows(
+                kwargs,
+                input_features=input_features,
+                input_features_mask=input_features_mask,
+                audio_hidden_states=audio_hidden_states,
+                audio_hidden_states_mask=audio_hidden_states_mask,
+            )
+        if input_ids is None and inputs_embeds is None:
             if input_features_mask is None and audio_hidden_states is None:
                 input_features_mask = attention_mask
             input_ids = self._default_prompt(kwargs, recordings)
             attention_mask = None
+        is_audio = self.model.get_placeholder_mask(input_ids, inputs_embeds)
         if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
+            attention_mask = is_audio.new_ones(is_audio.shape, dtype=torch.long)
         if labels is not None:
             attention_mask = attention_mask * (labels == -100)
-        if use_draft and (self.draft_head is None or len(input_ids) > 1):
+        if use_draft and (self.draft_head is None or len(is_audio) > 1):
             raise ValueError(
                 "`use_draft` needs a model with `draft_head=True` in its projector configuration, and one recording at a "
-                f"time; this model's is {self.config.projector_config.draft_head}, and there are {len(input_ids)}."
+                f"time; this model's is {self.config.projector_config.draft_head}, and there are {len(is_audio)}."
             )
 
-        was_expanded = int((input_ids == self.config.audio_token_id).sum()) != recordings.shape[0]
+        was_expanded = int(is_audio.sum()) != recordings.shape[0]
         if was_expanded:
-            # Filled in place, so that the new tokens follow the prompt only if nothing else does.
-            order = attention_mask.bool().long().argsort(dim=-1, stable=True)
-            attention_mask = attention_mask.gather(1, order)
-            input_ids = input_ids.gather(1, order).masked_fill(attention_mask == 0, self.config.pad_token_id or 0)
+            # The audio is filled in place. New tokens follow the prompt only if its padding is on the left.
+            is_padding = (attention_mask == 0) & ~is_audio
+            order = (~is_padding).long().argsort(dim=-1, stable=True)
+            attention_mask, is_padding, is_audio = (
+                tensor.gather(1, order) for tensor in (attention_mask, is_padding, is_audio)
+            )
+            if input_ids is not None:
+                input_ids = input_ids.gather(1, order).masked_fill(is_padding, self.config.pad_token_id or 0)
+            if inputs_embeds is not None:
+                inputs_embeds = inputs_embeds.take_along_dim(order[:, :, None], dim=1)
         merged_inputs, audio_outputs = self.model.merge_audio_and_text(
             input_ids=input_ids,
+            inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             input_features=input_features,
             input_features_mask=input_features_mask,
@@ -151,9 +205,9 @@ class LlmAsrGenerationMixin(GenerationMixin):
         prompt = MergedPrompt(
             inputs_embeds=merged_inputs.inputs_embeds,
             attention_mask=merged_inputs.attention_mask,
-            # Who expanded the prompt expects it back, as other audio models return it.
+            # Return an expanded prompt as it was passed, as other audio models do.
             input_ids=input_ids if was_expanded else None,
-            max_new_tokens=self._max_new_tokens(input_ids, attention_mask, audio_outputs.num_frames, kwargs),
+            max_new_tokens=self._max_new_tokens(is_audio, audio_outputs.num_frames, kwargs),
         )
         draft_ids = None
         if use_draft:
@@ -165,13 +219,32 @@ class LlmAsrGenerationMixin(GenerationMixin):
         else:
             outputs = self._decode_with_fallback(prompt, draft_ids, fallback, **kwargs)
         if not returns_dict:
-            return outputs.sequences if isinstance(outputs, ModelOutput) else outputs
+            return outputs["sequences"] if isinstance(outputs, ModelOutput) else outputs
         if output_confidence and fallback is None:
             confidence = self._confidence(prompt, outputs.sequences[:, prompt.num_input_ids :])
             outputs["avg_logprobs"], outputs["no_speech_probs"] = confidence.avg_logprobs, confidence.no_speech_probs
         for name in ("audio_lengths", "alphas", "fire_times"):
             outputs[name] = audio_outputs.get(name)
         return outputs
+
+    def _draft_rows(self, kwargs: dict, **audio_inputs) -> ModelOutput | torch.Tensor:
+        """See `draft_only` of `generate`."""
+        if self.draft_head is None:
+            raise ValueError("`draft_only` needs a model with `draft_head=True` in its projector configuration.")
+        audio = self.get_audio_features(return_dict=True, **audio_inputs)
+        audio_lengths = audio["audio_lengths"]
+        drafted = self.draft(audio["pooler_output"], audio_lengths).argmax(-1)
+        sequences = join_drafts(
+            drafted,
+            audio_lengths,
+            int(self._eos_token_ids(drafted.device)[0]),
+            self._option("pad_token_id", kwargs) or 0,
+            self._option("max_new_tokens", kwargs),
+        )
+        if not self._option("return_dict_in_generate", kwargs):
+            return sequences
+        names = ("audio_lengths", "alphas", "fire_times")
+        return ModelOutput(sequences=sequences, **{name: audio[name] for name in names})
 
     def _option(self, name: str, kwargs: dict):
         """A generation option, from the call, the generation configuration it passes, or the model's own."""
@@ -193,44 +266,36 @@ class LlmAsrGenerationMixin(GenerationMixin):
             )
         return torch.tensor(prompt_ids, device=recordings.device).expand(recordings.shape[0], -1)
 
-    def _max_new_tokens(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, num_frames: torch.Tensor, kwargs: dict
-    ) -> torch.Tensor | None:
-        """What the recordings of each row may have, of shape `(batch_size,)`, unless the caller has set a length."""
+    def _max_new_tokens(self, is_audio: torch.Tensor, num_frames: torch.Tensor, kwargs: dict) -> torch.Tensor | None:
+        """The maximum number of new tokens of each row, of shape `(batch_size,)`, unless the caller has set a length."""
         per_second = self._option("max_new_tokens_per_second", kwargs)
         if per_second is None or "max_new_tokens" in kwargs or "max_length" in kwargs:
             return None
-        audio_runs = find_audio_runs(input_ids, attention_mask, self.config.audio_token_id, len(num_frames))
-        frames = num_frames.new_zeros(len(input_ids)).index_add(0, audio_runs.rows, num_frames)
+        audio_runs = find_audio_runs(is_audio, len(num_frames))
+        rows = audio_runs.rows.to(num_frames.device)
+        frames = num_frames.new_zeros(len(is_audio)).index_add(0, rows, num_frames)
         max_new_tokens = self._option("max_new_tokens", kwargs)
         return length_limits(frames, self.config.audio_frame_rate, per_second, max_new_tokens)
 
-    def _decode(self, prompt: MergedPrompt, draft_ids: torch.Tensor | None, **kwargs) -> ModelOutput | torch.Tensor:
-        input_ids, length = prompt.input_ids, prompt.inputs_embeds.shape[1]
+    def _decode(self, prompt: MergedPrompt, draft_ids: torch.Tensor | None, **kwargs) -> Any:
+        """What `generate` returns: a [`~utils.ModelOutput`] or a `torch.LongTensor`."""
+        given: dict[str, Any] = {"attention_mask": prompt.attention_mask}
+        if prompt.input_ids is None:
+            given["inputs_embeds"] = prompt.inputs_embeds
+        else:
+            given |= {"inputs": prompt.input_ids, "prompt_embeds": prompt.inputs_embeds}
         if draft_ids is not None:
-            kwargs |= {"draft_ids": draft_ids, "prompt_lookup_num_tokens": len(draft_ids)}
-            if input_ids is None:
-                # Assisted generation counts on tokens for all of the prompt. The model never writes an audio token, so
-                # that no processor of its logits takes it for a repetition.
-                input_ids = torch.full((1, length), self.config.audio_token_id, device=prompt.inputs_embeds.device)
+            kwargs["custom_generate"] = partial(decode_with_draft, draft_ids, kwargs.pop("streamer", None))
         if prompt.max_new_tokens is not None:
-            criteria = AudioLengthCriteria(prompt.max_new_tokens, 0 if input_ids is None else length)
+            criteria = AudioLengthCriteria(prompt.max_new_tokens, prompt.num_input_ids)
             kwargs["stopping_criteria"] = StoppingCriteriaList([*(kwargs.get("stopping_criteria") or ()), criteria])
             kwargs["max_new_tokens"] = int(prompt.max_new_tokens.max())
-        outputs = super().generate(
-            input_ids, inputs_embeds=prompt.inputs_embeds, attention_mask=prompt.attention_mask, **kwargs
-        )
-        if prompt.input_ids is not None or input_ids is None:
-            return outputs
-        if not isinstance(outputs, ModelOutput):
-            return outputs[:, length:]
-        outputs.sequences = outputs.sequences[:, length:]
-        return outputs
+        return super().generate(**given, **kwargs)
 
     def _decode_with_fallback(
         self, prompt: MergedPrompt, draft_ids: torch.Tensor | None, fallback: Fallback, **kwargs
     ) -> ModelOutput:
-        """Each row at the first temperature that gives nothing to doubt, or at the last."""
+        """Decode each row at the first temperature with a plausible result, or at the last temperature."""
         batch_size, device = len(prompt.inputs_embeds), prompt.inputs_embeds.device
         vocab_size = self.config.text_config.vocab_size
         pending = torch.arange(batch_size, device=device)
@@ -245,10 +310,10 @@ class LlmAsrGenerationMixin(GenerationMixin):
             tokens = found[:, rows.num_input_ids :]
             confidence = self._confidence(rows, tokens)
             written = self._is_written(tokens, rows.max_new_tokens)
-            ratios = [
+            rates = [
                 compression_ratio(row[kept].tolist(), vocab_size) for row, kept in zip(tokens, written, strict=True)
             ]
-            ratios = torch.tensor(ratios, device=device)
+            ratios = torch.tensor(rates, device=device)
             silent = fallback.is_silent(confidence)
             if silent.any():
                 tokens[silent] = self._eos_token_ids(device)[0]
@@ -271,14 +336,17 @@ class LlmAsrGenerationMixin(GenerationMixin):
         written = is_end.cumsum(-1) - is_end == 0
         if max_new_tokens is None:
             return written
-        return written & (torch.arange(tokens.shape[1], device=tokens.device) < max_new_tokens[:, None])
+        limits = max_new_tokens.to(tokens.device)
+        return written & (torch.arange(tokens.shape[1], device=tokens.device) < limits[:, None])
 
     def _confidence(self, prompt: MergedPrompt, tokens: torch.Tensor) -> Confidence:
         """See [`Confidence`]; `tokens` are the new ones, of shape `(batch_size, length)`."""
+        device = prompt.inputs_embeds.device
+        tokens = tokens.to(device)
         written = self._is_written(tokens, prompt.max_new_tokens)
         attention_mask = torch.cat([prompt.attention_mask, written.long()], dim=-1)
         hidden_states = self.model(
-            inputs_embeds=torch.cat([prompt.inputs_embeds, self.get_input_embeddings()(tokens)], dim=1),
+            inputs_embeds=torch.cat([prompt.inputs_embeds, self.get_input_embeddings()(tokens).to(device)], dim=1),
             attention_mask=attention_mask,
             position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0),
             use_cache=False,
@@ -287,37 +355,46 @@ class LlmAsrGenerationMixin(GenerationMixin):
         averages, silences = [], []
         # Row by row: logits of all rows at once may be larger than the model.
         for row, row_tokens, row_written in zip(hidden_states, tokens, written, strict=True):
-            logprobs = self.lm_head(row).float().log_softmax(-1)
+            logprobs = self.get_logits(row).float().log_softmax(-1).to(device)
             averages.append(logprobs.gather(-1, row_tokens[:, None])[row_written].mean())
-            silences.append(logprobs[0, self._eos_token_ids(tokens.device)].exp().sum())
+            silences.append(logprobs[0, self._eos_token_ids(device)].exp().sum())
         return Confidence(avg_logprobs=torch.stack(averages), no_speech_probs=torch.stack(silences))
 
-    def prepare_inputs_for_generation(
-        self, input_ids, inputs_embeds=None, is_first_iteration=False, draft_ids=None, **kwargs
+    # Like other models of Transformers, the method names only the parameters that it uses.
+    def prepare_inputs_for_generation(  # type: ignore[override]
+        self, input_ids, inputs_embeds=None, prompt_embeds=None, past_key_values=None, cache=None, **kwargs
     ):
-        if draft_ids is not None and is_first_iteration:
-            # The draft goes through the language model together with the prompt.
-            drafted = self.get_input_embeddings()(input_ids[:, inputs_embeds.shape[1] :])
-            inputs_embeds = torch.cat([inputs_embeds, drafted], dim=1)
-        return super().prepare_inputs_for_generation(
-            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
+        cache = cache if past_key_values is None else past_key_values
+        model_inputs = super().prepare_inputs_for_generation(
+            input_ids, inputs_embeds=inputs_embeds, **{CACHE_NAME: cache}, **kwargs
         )
+        start = 0 if cache is None else int(cache.get_seq_length())
+        if prompt_embeds is None or start >= prompt_embeds.shape[1]:
+            return model_inputs
+        # Without a cache, the prompt is read again for each new token.
+        ids = model_inputs["input_ids"]
+        written = self.get_input_embeddings()(ids[:, prompt_embeds.shape[1] - start :]).to(prompt_embeds.device)
+        embeds = torch.cat([prompt_embeds[:, start : start + ids.shape[1]], written], dim=1)
+        return {**model_inputs, "input_ids": None, "inputs_embeds": embeds}
 
-    def _get_candidate_generator(self, generation_config: GenerationConfig, input_ids, model_kwargs, **kwargs):
-        if "draft_ids" in model_kwargs:
-            return DraftCandidateGenerator(model_kwargs["draft_ids"], prompt_length=input_ids.shape[1])
-        return super()._get_candidate_generator(
-            generation_config=generation_config, input_ids=input_ids, model_kwargs=model_kwargs, **kwargs
-        )
 
-    def _prepare_model_inputs(self, inputs, bos_token_id, model_kwargs):
-        # `main_input_name` is the audio, which `generate` has merged by now: what is left is a plain decoder's input.
-        model_kwargs.pop("input_features", None)
-        input_ids = self._maybe_initialize_input_ids_for_generation(inputs, bos_token_id, model_kwargs)
-        if model_kwargs.get("inputs_embeds") is None:
-            return input_ids, "input_ids", model_kwargs
-        model_kwargs["input_ids"] = input_ids
-        return model_kwargs["inputs_embeds"], "inputs_embeds", model_kwargs
+def _sort_inputs(
+    inputs: torch.Tensor | None, input_ids: torch.Tensor | None, input_features: torch.Tensor | None
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """
+    Return `input_ids` and `input_features`.
+
+    Transformers' speech recognition pipeline passes features under the name of the model's main input, which is `input_ids`.
+
+    Raises:
+        `ValueError`: If one of them is passed twice.
+    """
+    passed = [tensor for tensor in (inputs, input_ids) if tensor is not None]
+    ids = [tensor for tensor in passed if not tensor.is_floating_point()]
+    features = [tensor for tensor in (*passed, input_features) if tensor is not None and tensor.is_floating_point()]
+    if len(ids) > 1 or len(features) > 1:
+        raise ValueError("`inputs` repeats `input_ids` or `input_features`; pass each of them once.")
+    return (ids[0] if ids else None), (features[0] if features else None)
 
 
 __all__ = ["LlmAsrGenerationMixin"]

@@ -1,32 +1,47 @@
-"""Loading checkpoints in any of their forms: all weights, those that were trained alone, or an adapter."""
+"""Loads checkpoints in each form: all weights, only the trained weights, or an adapter."""
 
 import copy
-import json
 import os
+from typing import Any
 
 import torch
-from huggingface_hub import ResolvedRevision
-from safetensors.torch import load_file
+from huggingface_hub import HfApi, ResolvedRevision, is_offline_mode
 from transformers import PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import GenerationConfig
-from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, CONFIG_NAME
-from transformers.utils.hub import resolve_revision
+from transformers.utils import (
+    ADAPTER_CONFIG_NAME,
+    ADAPTER_SAFE_WEIGHTS_NAME,
+    CONFIG_NAME,
+    GENERATION_CONFIG_NAME,
+    logging,
+)
 
+from .adapter_weights import fill_adapter, has_adapter, read_adapter_config, save_adapter
 from .checkpoint_safety import (
     CHECKSUMS_NAME,
     HUB_OPTIONS,
     check_checksums,
     check_config,
+    check_json_files,
     find_file,
     find_weights,
+    is_piece,
+    naming_file,
 )
 from .configuration_llm_asr import check_backbones
-from .slim_checkpoint import load_slim
+from .generation_settings import check_generation_settings
+from .model_interface import ModelInterface
+from .part_dtypes import count_part_dtypes, note_part_dtypes, read_part_dtypes, resolve_part_dtypes
+from .slim_checkpoint import empty_model, load_slim
+from .weight_checks import check_complete, check_finite, check_headers
 
 
-class LlmAsrLoadingMixin:
-    """Gives `from_pretrained` the slim form and adapters, and has it check what it is about to read."""
+logger = logging.get_logger(__name__)
+
+
+class LlmAsrLoadingMixin(ModelInterface):
+    """Makes `from_pretrained` load slim checkpoints and adapters, and check files before it reads them."""
 
     @classmethod
     def from_pretrained(
@@ -44,6 +59,9 @@ class LlmAsrLoadingMixin:
         what was trained; or a PEFT *adapter*, whose base is either of them and is loaded by the revision that it is pinned
         to. The adapter stays an adapter, as with `load_adapter`.
 
+        Each part keeps the dtype that it was saved in: the speech encoder, the projector with the draft head, and the
+        language model with its head.
+
         Before any weight is read, the configuration must be that of this model, weights must be safetensors files of the
         checkpoint itself and of their full length, and every file must have its digest where one is written down: those of
         `SHA256SUMS`, if there is one, and those of the frozen parts always.
@@ -54,6 +72,13 @@ class LlmAsrLoadingMixin:
             backbone_paths (`dict[str, str]`, *optional*):
                 Where the frozen parts of a slim checkpoint are to be read instead of where it says: local folders, by
                 `"audio_tower"` and `"language_model"`. They must hold the same files.
+            dtype (`torch.dtype`, `str` or `dict`, *optional*, defaults to `"auto"`):
+                One dtype for all parts, or a mapping such as `{"audio_config": "float16", "": "bfloat16"}` from
+                sub-configurations to dtypes, in which `""` is for the parts that it does not name. By default, and in a
+                mapping without `""`, parts keep the dtype that they were saved in.
+            output_loading_info (`bool`, *optional*, defaults to `False`):
+                Whether to return the model and a dict of the missing, unexpected and mismatched weights. Missing weights are
+                then drawn at random; without it they are an error.
             kwargs:
                 See [`PreTrainedModel.from_pretrained`].
 
@@ -73,7 +98,7 @@ class LlmAsrLoadingMixin:
         adapter_kwargs = _resolved(adapter or pretrained_model_name_or_path, {**hub_kwargs, **adapter_kwargs})
         if adapter is None and find_file(pretrained_model_name_or_path, ADAPTER_CONFIG_NAME, **adapter_kwargs):
             adapter = pretrained_model_name_or_path
-            # The revision, and the folder within it, are the adapter's.
+            # The revision and the subfolder belong to the adapter.
             hub_kwargs = _without_place(hub_kwargs)
         if adapter is None:
             return cls._from_checkpoint(
@@ -86,7 +111,7 @@ class LlmAsrLoadingMixin:
             )
 
         if cls.headed_class() is not cls:
-            # The adapter's names are those of the model with a head.
+            # The adapter uses the tensor names of the model with a head.
             loaded = cls.headed_class().from_pretrained(
                 adapter, *model_args, backbone_paths=backbone_paths, **adapter_kwargs, **kwargs
             )
@@ -106,49 +131,109 @@ class LlmAsrLoadingMixin:
     @classmethod
     def _from_checkpoint(cls, name_or_path, *model_args, config, backbone_paths, hub_kwargs, **kwargs):
         hub_kwargs = _resolved(name_or_path, hub_kwargs)
+        check_json_files(name_or_path, (CONFIG_NAME,), **hub_kwargs)
         stored, _ = cls.config_class.get_config_dict(name_or_path, **hub_kwargs)
         class_names = {cls.__name__, "LlmAsrModel", "LlmAsrForConditionalGeneration"}
         check_config(stored, cls.config_class.model_type, class_names, name_or_path)
         weights = find_weights(name_or_path, variant=kwargs.get("variant"), **hub_kwargs)
+        torch_dtype = kwargs.pop("torch_dtype", None)
+        dtype = kwargs.pop("dtype", torch_dtype)
         # What had to be fetched again has been.
         again = {**hub_kwargs, "force_download": False}
+        if not isinstance(config, PreTrainedConfig):
+            source = name_or_path if config is None else config
+            with naming_file(CONFIG_NAME, source):
+                config, kwargs = cls.config_class.from_pretrained(source, return_unused_kwargs=True, **again, **kwargs)
+            kwargs = {name: value for name, value in kwargs.items() if name not in HUB_OPTIONS}
+        config = copy.deepcopy(config)
+        # A model without a head is saved without generation settings.
+        is_headless = stored.get("architectures") == ["LlmAsrModel"]
+        if cls.can_generate() and kwargs.get("generation_config") is None and not is_headless:
+            check_generation_settings(name_or_path, config.text_config.vocab_size, **again)
         if stored.get("backbones") is None:
             if backbone_paths:
                 raise ValueError(
                     f"`backbone_paths` is for slim checkpoints, and {str(name_or_path)!r} is none; leave it out."
                 )
             check_checksums(name_or_path, weights, **hub_kwargs)
-            loaded = super().from_pretrained(name_or_path, *model_args, config=config, **again, **kwargs)
-            return _with_commit(loaded, hub_kwargs["revision"])
+            with naming_file(CONFIG_NAME, name_or_path):
+                skeleton = empty_model(cls, copy.deepcopy(config))
+            # Quantized weights, and pieces of distributed training, have other sizes.
+            is_plain = not hasattr(config, "quantization_config") and not any(map(is_piece, weights))
+            if is_plain:
+                check_headers(
+                    skeleton,
+                    weights,
+                    name_or_path,
+                    may_mismatch=kwargs.get("ignore_mismatched_sizes", False),
+                    may_lack=kwargs.get("output_loading_info", False),
+                )
+            config.part_dtypes = resolve_part_dtypes(dtype, read_part_dtypes(weights))
+            kwargs["dtype"] = config.part_dtypes.get("text_config")
+            model = cls._load_complete(name_or_path, name_or_path, *model_args, config=config, **again, **kwargs)
+            return _with_commit(model, hub_kwargs["revision"])
 
         check_backbones(stored["backbones"])
         _check_device_map(kwargs.get("device_map"))
-        if not isinstance(config, PreTrainedConfig):
-            # They are of the model, and the configuration would take them for its own.
-            held = {name: kwargs.pop(name) for name in ("dtype", "torch_dtype") if name in kwargs}
-            source = name_or_path if config is None else config
-            config, kwargs = cls.config_class.from_pretrained(source, return_unused_kwargs=True, **again, **kwargs)
-            kwargs = {**{name: value for name, value in kwargs.items() if name not in HUB_OPTIONS}, **held}
-        config = copy.deepcopy(config)
         config.backbones = stored["backbones"]
         tensors = load_slim(cls.headed_class(), config, name_or_path, weights, backbone_paths, **hub_kwargs)
-        if kwargs.get("generation_config") is None:
-            kwargs["generation_config"] = GenerationConfig.from_pretrained(name_or_path, **again)
-        loaded = super().from_pretrained(None, *model_args, config=config, state_dict=tensors, **kwargs)
+        if cls.can_generate() and kwargs.get("generation_config") is None:
+            with naming_file(GENERATION_CONFIG_NAME, name_or_path):
+                kwargs["generation_config"] = GenerationConfig.from_pretrained(name_or_path, **again)
+        saved = count_part_dtypes((name, tensor.dtype, tensor.numel()) for name, tensor in tensors.items())
+        config.part_dtypes = resolve_part_dtypes(dtype, saved)
+        kwargs["dtype"] = config.part_dtypes["text_config"]
+        loaded = cls._load_complete(name_or_path, None, *model_args, config=config, state_dict=tensors, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        # With "auto", it is known only now.
+        # With `device_map="auto"`, the devices are known only after loading.
         _check_device_map(getattr(model, "hf_device_map", None))
         model.config.name_or_path = model.name_or_path = str(name_or_path)
         # Or it would be saved with its weights as the frozen parts have them in memory, and not as they have them on disk.
         model._weight_conversions = None
         return _with_commit(loaded, hub_kwargs["revision"])
 
+    @classmethod
+    def _load_complete(
+        cls, source, *args, output_loading_info: bool = False, ignore_mismatched_sizes: bool = False, **kwargs
+    ):
+        """
+        Call [`PreTrainedModel.from_pretrained`], and check that the weights are those of the model, and finite.
+
+        A caller that asks for `output_loading_info` is told which weights are missing or unexpected; no error is raised.
+        """
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
+        model, info = loaded
+        compared = dict(info)
+        if ignore_mismatched_sizes:
+            compared["mismatched_keys"] = set()
+        if output_loading_info:
+            compared["missing_keys"] = compared["unexpected_keys"] = set()
+        # The model without a head is loaded from checkpoints that have one.
+        check_complete(compared, source, ignored=() if cls.headed_class() is cls else ("lm_head.", "draft_head."))
+        check_finite(model, source)
+        return (model, info) if output_loading_info else model
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """
+        False: `_init_weights` leaves loaded weights alone by itself. Transformers keeps custom code from initialising modules
+        without weights of their own, some of which fill the buffers of their children.
+        """
+        return False
+
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
-        """Like [`PreTrainedModel.save_pretrained`]: all weights, whatever form they were loaded from."""
+        """
+        Like [`PreTrainedModel.save_pretrained`]: all weights, whatever form they were loaded from. Of a model with an adapter in
+        it, the adapter alone is saved.
+        """
         sums = os.path.join(save_directory, CHECKSUMS_NAME)
         if os.path.exists(sums):
             # Those of the weights that are replaced.
             os.remove(sums)
+        if has_adapter(self):
+            save_adapter(self, save_directory)
+            return
+        note_part_dtypes(self.config, self)
         backbones, self.config.backbones = self.config.backbones, None
         try:
             super().save_pretrained(save_directory, *args, **kwargs)
@@ -163,9 +248,8 @@ def _check_adapter(adapter: str | os.PathLike, **hub_kwargs) -> tuple[str, str |
     Returns:
         `tuple`: Its base, the revision that it is pinned to, if any, and the paths of its weight files by name.
     """
-    with open(find_file(adapter, ADAPTER_CONFIG_NAME, **hub_kwargs), encoding="utf-8") as file:
-        settings = json.load(file)
-    base = settings.get("base_model_name_or_path")
+    settings = read_adapter_config(adapter, **hub_kwargs)
+    base = settings.base_model_name_or_path
     if not base:
         raise ValueError(
             f"{ADAPTER_CONFIG_NAME} of {str(adapter)!r} does not say what model it is for (`base_model_name_or_path`); load "
@@ -183,50 +267,40 @@ def _check_adapter(adapter: str | os.PathLike, **hub_kwargs) -> tuple[str, str |
             f"{str(adapter)!r} holds a model ({CONFIG_NAME}) and an adapter ({ADAPTER_CONFIG_NAME}); move the adapter to a "
             "folder of its own."
         )
-    if (
-        find_file(base, ADAPTER_CONFIG_NAME, revision=settings.get("revision"), **_without_place(hub_kwargs))
-        is not None
-    ):
+    if find_file(base, ADAPTER_CONFIG_NAME, revision=settings.revision, **_without_place(hub_kwargs)) is not None:
         raise ValueError(f"The base of the adapter {str(adapter)!r} is itself an adapter, {base!r}; merge that first.")
     weights = find_weights(adapter, ADAPTER_SAFE_WEIGHTS_NAME, **hub_kwargs)
     check_checksums(adapter, weights, **hub_kwargs)
-    return base, settings.get("revision"), weights
+    return base, settings.revision, weights
 
 
 def _attach_adapter(
     model: PreTrainedModel, adapter: str | os.PathLike, name: str, weights: dict[str, str], **hub_kwargs
 ) -> None:
     """
-    Like `load_adapter`, but LoRA stays in float32 in a model of lower precision, as it was trained; as PEFT does it.
+    Like `load_adapter`, but LoRA is float32 in a model of lower precision, as PEFT has it, and modules that were trained
+    whole keep the dtype that they were saved in.
 
     Raises:
         `ValueError`: If the weights are not those that the adapter's configuration says.
     """
-    # Slow to import, and few need it.
-    from peft import PeftConfig
-    from peft.functional import cast_adapter_dtype, get_peft_model_state_dict, set_peft_model_state_dict
+    # Import it only when it is needed, because the import is slow.
+    from peft import inject_adapter_in_model
+    from peft.functional import cast_adapter_dtype
 
-    config = PeftConfig.from_pretrained(adapter, **hub_kwargs)
+    config = read_adapter_config(adapter, **hub_kwargs)
     config.inference_mode = True
-    model.add_adapter(config, name)
+    with naming_file(ADAPTER_CONFIG_NAME, adapter):
+        inject_adapter_in_model(config, model, name)
+    # Transformers' own methods for adapters look at it. They need a newer PEFT from Transformers 5.24 on.
+    model._hf_peft_config_loaded = True
     cast_adapter_dtype(model, name)
-    tensors = {}
-    for file_name, path in weights.items():
-        if file_name.endswith(".safetensors"):
-            tensors.update((key.removeprefix("base_model.model."), tensor) for key, tensor in load_file(path).items())
-    expected = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
-    differing = sorted(set(expected) ^ set(tensors))
-    if differing:
-        raise ValueError(
-            f"The weights of the adapter {str(adapter)!r} are not those that its {ADAPTER_CONFIG_NAME} says, or not for this "
-            f"base: {len(differing)} tensors are on one side alone, {differing[0]!r} among them; save it again."
-        )
-    set_peft_model_state_dict(model, tensors, name)
+    fill_adapter(model, name, weights, adapter)
     model.eval()
 
 
 def _with_commit(loaded, revision: str | None):
-    """Note the commit of the Hub that a model is from, which publishing must know and no configuration saves."""
+    """Store the Hub commit of a model. Publishing needs the commit, and no configuration saves it."""
     if isinstance(revision, ResolvedRevision):
         (loaded[0] if isinstance(loaded, tuple) else loaded).config._commit_hash = revision.resolved
     return loaded
@@ -246,6 +320,16 @@ def _without_place(hub_kwargs: dict) -> dict:
 
 def _resolved(name_or_path: str | os.PathLike, hub_kwargs: dict) -> dict:
     """With the commit that the revision is now: what is checked is what is read, whatever is pushed in the meantime."""
-    names = ("revision", "token", "local_files_only", "cache_dir")
-    revision = resolve_revision(name_or_path, **{name: hub_kwargs[name] for name in names if name in hub_kwargs})
+    hub_kwargs = {"revision": None, **hub_kwargs}
+    if os.path.exists(name_or_path):
+        return hub_kwargs
+    names = ("revision", "token", "cache_dir")
+    options = {name: hub_kwargs[name] for name in names if name in hub_kwargs}
+    is_offline = hub_kwargs.get("local_files_only", False) or is_offline_mode()
+    try:
+        revision = HfApi().resolve_revision(str(name_or_path), local_files_only=is_offline, **options)
+    except Exception:
+        # Whatever prevents this prevents loading, too, which reports it better.
+        logger.debug(f"The revision of {name_or_path!r} could not be resolved.", exc_info=True)
+        return hub_kwargs
     return {**hub_kwargs, "revision": revision}

@@ -11,7 +11,7 @@ class AudioRuns:
     The runs of consecutive audio tokens in a batch, in row-major order; a run stands for one recording.
 
     Attributes:
-        mask (`torch.BoolTensor` of shape `(batch_size, sequence_length)`): True at audio tokens that are attended to.
+        mask (`torch.BoolTensor` of shape `(batch_size, sequence_length)`): True at audio tokens.
         rows (`torch.LongTensor` of shape `(num_recordings,)`): Row of each recording.
         lengths (`torch.LongTensor` of shape `(num_recordings,)`, *optional*): Tokens in each run where the prompt was
             expanded beforehand; `None` where each recording has one token that the model is to expand.
@@ -21,23 +21,23 @@ class AudioRuns:
     rows: torch.Tensor
     lengths: torch.Tensor | None
 
+    def to(self, device: torch.device) -> "AudioRuns":
+        """Return the runs on another device."""
+        lengths = None if self.lengths is None else self.lengths.to(device)
+        return AudioRuns(self.mask.to(device), self.rows.to(device), lengths)
 
-def find_audio_runs(
-    input_ids: torch.Tensor, attention_mask: torch.Tensor, audio_token_id: int, num_recordings: int
-) -> AudioRuns:
+
+def find_audio_runs(mask: torch.Tensor, num_recordings: int) -> AudioRuns:
     """
     Match the audio tokens of a batch to its recordings.
 
     Args:
-        input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): Tokens.
-        attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`): Non-zero for real tokens.
-        audio_token_id (`int`): The audio token.
+        mask (`torch.BoolTensor` of shape `(batch_size, sequence_length)`): True at audio tokens.
         num_recordings (`int`): Recordings in the batch.
 
     Raises:
         `ValueError`: If there is neither one audio token nor one run of audio tokens for each recording.
     """
-    mask = (input_ids == audio_token_id) & attention_mask.bool()
     num_tokens = int(mask.sum())
     if num_tokens == num_recordings:
         return AudioRuns(mask=mask, rows=mask.nonzero()[:, 0], lengths=None)
@@ -60,22 +60,32 @@ class MergedInputs:
     Attributes:
         inputs_embeds (`torch.Tensor` of shape `(batch_size, merged_length, hidden_size)`): Zero in padding.
         attention_mask (`torch.LongTensor` of shape `(batch_size, merged_length)`): One for text and audio.
-        source (`torch.LongTensor` of shape `(batch_size, merged_length)`): Column of `input_ids` that a position's text
-            token came from, -1 for audio and padding.
+        positions (`torch.LongTensor` of shape `(batch_size, sequence_length)`): Where each token of `input_ids` is; of an
+            audio token that grew, the last embedding of its recording. Anywhere for padding.
+        is_text (`torch.BoolTensor` of shape `(batch_size, sequence_length)`): False for audio tokens and padding.
     """
 
     inputs_embeds: torch.Tensor
     attention_mask: torch.Tensor
-    source: torch.Tensor
+    positions: torch.Tensor
+    is_text: torch.Tensor
 
     @property
     def position_ids(self) -> torch.Tensor:
         """Positions that count real tokens only, whichever side is padded."""
         return (self.attention_mask.cumsum(-1) - 1).clamp(min=0)
 
-    def spread(self, labels: torch.Tensor) -> torch.Tensor:
-        """Labels of shape `(batch_size, sequence_length)` at their merged positions, -100 at audio and padding."""
-        return torch.where(self.source >= 0, labels.gather(1, self.source.clamp(min=0)), -100)
+    def mask_labels(self, labels: torch.Tensor) -> torch.Tensor:
+        """Labels of shape `(batch_size, sequence_length)`, with -100 at audio tokens and padding."""
+        return labels.masked_fill(~self.is_text.to(labels.device), -100)
+
+    def at_tokens(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """
+        Hidden states of shape `(batch_size, merged_length, hidden_size)` at the tokens of `input_ids`, so that they line up
+        with labels: shape `(batch_size, sequence_length, hidden_size)`.
+        """
+        positions = self.positions.to(hidden_states.device)
+        return hidden_states.gather(1, positions[:, :, None].expand(-1, -1, hidden_states.shape[2]))
 
 
 def merge_audio(
@@ -90,7 +100,8 @@ def merge_audio(
     Put packed audio embeddings in the place of audio tokens.
 
     Single audio tokens grow to the length of their recording, and rows are padded anew to the longest; a run that was
-    expanded beforehand is filled in place and keeps the layout of `inputs_embeds`.
+    expanded beforehand is filled in place and keeps the layout of `inputs_embeds`. The result is on the device of
+    `inputs_embeds`, wherever the speech encoder and the projector are.
 
     Args:
         inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`): Embedded `input_ids`.
@@ -106,20 +117,26 @@ def merge_audio(
     batch_size, sequence_length, hidden_size = inputs_embeds.shape
     device = inputs_embeds.device
     audio_embeds = audio_embeds.to(device=device, dtype=inputs_embeds.dtype)
+    attention_mask, audio_runs, audio_lengths = (
+        attention_mask.to(device),
+        audio_runs.to(device),
+        audio_lengths.to(device),
+    )
     columns = torch.arange(sequence_length, device=device).expand(batch_size, -1)
 
+    is_real = attention_mask.bool()
+    is_text = is_real & ~audio_runs.mask
     if audio_runs.lengths is not None:
         if not torch.equal(audio_runs.lengths, audio_lengths):
             raise ValueError(
                 f"`input_ids` has runs of {audio_runs.lengths.tolist()} audio tokens and the projector gives "
                 f"{audio_lengths.tolist()} embeddings; write as many, or a single audio token for each recording."
             )
-        source = columns.masked_fill(audio_runs.mask | (attention_mask == 0), -1)
         merged = inputs_embeds.masked_scatter(audio_runs.mask[:, :, None], audio_embeds)
-        return MergedInputs(merged, attention_mask.long(), source)
+        return MergedInputs(merged, attention_mask.long(), columns, is_text)
 
-    # How often each token appears in the merged row: padding never, text once, audio as long as it is.
-    repeats = attention_mask.bool().long().masked_scatter(audio_runs.mask, audio_lengths)
+    # How often each token appears in the merged row: padding never, text once, an audio token once for each embedding.
+    repeats = is_real.long().masked_scatter(audio_runs.mask, audio_lengths)
     row_lengths = repeats.sum(-1)
     merged_length = int(row_lengths.max())
     token = torch.repeat_interleave(repeats.flatten())
@@ -132,7 +149,9 @@ def merge_audio(
     packed = inputs_embeds.reshape(-1, hidden_size)[token].masked_scatter(is_audio[:, None], audio_embeds)
     merged = inputs_embeds.new_zeros(batch_size, merged_length, hidden_size).index_put((row, position), packed)
     merged_mask = attention_mask.new_zeros(batch_size, merged_length, dtype=torch.long)
-    merged_mask[row, position] = 1
-    source = torch.full((batch_size, merged_length), -1, device=device)
-    source[row, position] = (token % sequence_length).masked_fill(is_audio, -1)
-    return MergedInputs(merged, merged_mask, source)
+    # If the mask hides an audio token, hide its embeddings too.
+    merged_mask[row, position] = is_real.flatten()[token].long()
+    ends = repeats.cumsum(-1)
+    if padding_side == "left":
+        ends = ends + (merged_length - row_lengths)[:, None]
+    return MergedInputs(merged, merged_mask, (ends - 1).clamp(min=0), is_text)

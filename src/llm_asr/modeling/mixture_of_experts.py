@@ -22,10 +22,7 @@ def grouped_matmul(hidden_states: torch.Tensor, weight: torch.Tensor, group_size
     Returns:
         `torch.Tensor` of shape `(num_rows, out_features)`.
     """
-    row_bytes = hidden_states.element_size()
-    # The kernel wants rows that begin at multiples of 16 bytes, and knows no float64.
-    aligned = all(size * row_bytes % 16 == 0 for size in weight.shape[1:])
-    if aligned and hidden_states.dtype in (torch.float32, torch.bfloat16, torch.float16):
+    if can_use_grouped_mm(hidden_states, weight):
         offsets = group_sizes.cumsum(0).to(torch.int32)
         return F.grouped_mm(hidden_states, weight.transpose(1, 2).to(hidden_states.dtype), offs=offsets)
 
@@ -37,6 +34,26 @@ def grouped_matmul(hidden_states: torch.Tensor, weight: torch.Tensor, group_size
     padded = hidden_states.new_zeros(num_groups, capacity, hidden_states.shape[1])
     padded = padded.index_put((group, position), hidden_states)
     return torch.bmm(padded, weight.transpose(1, 2).to(hidden_states.dtype))[group, position]
+
+
+def can_use_grouped_mm(hidden_states: torch.Tensor, weight: torch.Tensor) -> bool:
+    """
+    Whether `torch.nn.functional.grouped_mm` takes these operands of [`grouped_matmul`], on their device, in this PyTorch.
+
+    It has kernels for CPUs and for CUDA devices from compute capability 8.0. It takes float32, float16 and bfloat16, but
+    only bfloat16 under `torch.compile`. Rows must begin at multiples of 16 bytes.
+    """
+    device, dtype = hidden_states.device, hidden_states.dtype
+    if device.type not in ("cpu", "cuda") or dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return False
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    if any(size * hidden_states.element_size() % 16 for size in weight.shape[1:]):
+        return False
+    if torch.compiler.is_compiling():
+        return dtype == torch.bfloat16
+    # Memory-mapped weights may have any alignment.
+    return all(tensor.data_ptr() % 16 == 0 for tensor in (hidden_states, weight))
 
 
 @dataclass
@@ -53,6 +70,10 @@ class Routing:
     router_logits: torch.Tensor
     weights: torch.Tensor
     selected_experts: torch.Tensor
+
+    def to(self, device: torch.device) -> "Routing":
+        """Return the routing on another device."""
+        return Routing(*(rows.to(device) for rows in (self.router_logits, self.weights, self.selected_experts)))
 
     def repeat(self, lengths: torch.Tensor, num_frames: int) -> "Routing":
         """The routing of recordings as that of their `num_frames` frames."""
@@ -118,7 +139,9 @@ class TopKRouter(nn.Module):
                 hidden_states = self.act_fn(F.linear(hidden_states, self.up_proj.to(dtype)))
             router_logits = F.linear(hidden_states, self.weight.to(dtype))
             probabilities = router_logits.softmax(-1)
-            scores = probabilities if selection_bias is None else probabilities.detach() + selection_bias
+            scores = probabilities
+            if selection_bias is not None:
+                scores = probabilities.detach() + selection_bias.to(probabilities.device)
             selected_experts = scores.topk(self.num_experts_per_tok, dim=-1).indices
             weights = probabilities.gather(-1, selected_experts)
             if self.norm_topk_prob:
@@ -147,6 +170,7 @@ class Experts(nn.Module):
         Returns:
             `torch.Tensor` of shape `(num_frames, out_size)`, in the dtype that the experts computed in.
         """
+        routing = routing.to(hidden_states.device)
         num_frames, num_experts_per_tok = routing.selected_experts.shape
         experts = routing.selected_experts.flatten()
         order = experts.argsort(stable=True)
@@ -156,7 +180,7 @@ class Experts(nn.Module):
         sorted_states = hidden_states.index_select(0, order // num_experts_per_tok)
         hidden = self.act_fn(grouped_matmul(sorted_states, self.up_proj, group_sizes))
         outputs = grouped_matmul(hidden, self.down_proj, group_sizes)
-        # Back in order and summed: adding up in place would depend on the order in which a GPU happens to add.
+        # Restore the order, then sum. On a GPU, an in-place addition has no fixed order of summation.
         outputs = outputs.index_select(0, order.argsort()).unflatten(0, (num_frames, num_experts_per_tok))
         return torch.einsum("nk,nko->no", routing.weights.to(outputs.dtype), outputs)
 
@@ -174,6 +198,7 @@ class Experts(nn.Module):
             `torch.Tensor` of shape `(num_frames, out_size)`, in the dtype that the experts computed in.
         """
         hidden_states = _to_compute_dtype(hidden_states)
+        routing, lengths = routing.to(hidden_states.device), lengths.to(hidden_states.device)
         weights = torch.zeros_like(routing.router_logits).scatter(1, routing.selected_experts, routing.weights)
         weights = weights.to(hidden_states.dtype)
         up_proj, down_proj = (
@@ -225,17 +250,18 @@ class MixtureOfExperts(nn.Module):
         Returns:
             `tuple(torch.Tensor, Routing)`: Outputs of shape `(num_frames, out_size)`, and the routing of each frame.
         """
+        lengths = lengths.to(hidden_states.device)
         is_utterance = self.routing_level == "utterance"
         routed = mean_of_recordings(hidden_states, lengths) if is_utterance else hidden_states
         routing = self.router(routed, self.balance.e_score_correction_bias)
         if self.merge == "parameters":
             outputs = self.experts.forward_merged(hidden_states, lengths, routing)
         if is_utterance:
-            routing = routing.repeat(lengths, len(hidden_states))
+            routing = routing.to(lengths.device).repeat(lengths, len(hidden_states))
         if self.merge == "output":
             outputs = self.experts(hidden_states, routing)
         if self.shared_experts is not None:
-            outputs = outputs + self.shared_experts(hidden_states)
+            outputs = outputs + self.shared_experts(hidden_states).to(outputs.device)
         return outputs, routing
 
 
@@ -258,7 +284,7 @@ def mean_of_recordings(hidden_states: torch.Tensor, lengths: torch.Tensor) -> to
 
 
 def _to_compute_dtype(hidden_states: torch.Tensor) -> torch.Tensor:
-    """What autocast would do, which does not know grouped products."""
+    """Cast as autocast does, because autocast does not cover grouped products."""
     device_type = hidden_states.device.type
     if not torch.is_autocast_enabled(device_type):
         return hidden_states

@@ -42,7 +42,7 @@ class ConvDownsampler(nn.Module):
     def __init__(self, config: LlmAsrConfig):
         super().__init__()
         projector_config = config.projector_config
-        self.strides = projector_config.conv_strides
+        self.strides = list(projector_config.conv_strides or ())
         kernel_size = projector_config.conv_kernel_size
         sizes = [config.audio_config.hidden_size] + [projector_config.hidden_size] * len(self.strides)
         self.convs = nn.ModuleList(
@@ -58,12 +58,14 @@ class ConvDownsampler(nn.Module):
             attention_mask (`torch.BoolTensor` of shape `(num_recordings, num_frames)`): True for real frames.
 
         Returns:
-            `tuple(torch.Tensor)`: Frames and mask, shorter by the product of the strides.
+            `tuple(torch.Tensor)`: Frames, in the dtype of the convolutions, and mask, shorter by the product of the strides.
         """
+        hidden_states = hidden_states.to(next(self.convs.parameters()).dtype)
         for conv, stride in zip(self.convs, self.strides, strict=True):
+            attention_mask = attention_mask.to(hidden_states.device)
             hidden_states = hidden_states.masked_fill(~attention_mask[:, :, None], 0.0)
             hidden_states = self.act_fn(conv(hidden_states.transpose(1, 2)).transpose(1, 2))
-            attention_mask = attention_mask[:, ::stride]
+            attention_mask = attention_mask[:, ::stride].to(hidden_states.device)
         return hidden_states, attention_mask
 
 
@@ -132,6 +134,11 @@ class LlmAsrProjector(nn.Module):
     `attention_mask` of shape `(num_recordings, num_frames)` and `target_lengths` of shape `(num_recordings,)` or `None`,
     and returns a [`ProjectorOutput`]. Fixed-rate projectors do not look at `target_lengths`.
     """
+
+    # Each projector has the parts that it needs.
+    cif: ContinuousIntegrateAndFire
+    moe: MixtureOfExperts
+    mlp: nn.Sequential
 
     def __init__(self, config: LlmAsrConfig):
         super().__init__()

@@ -1,7 +1,8 @@
-"""Loading the language model in 8 or 4 bits, and it alone."""
+"""Loads the language model, and no other part, in 8 or 4 bits."""
 
 import copy
 import re
+from typing import Any
 
 from transformers import PreTrainedModel
 from transformers.quantizers.auto import AutoQuantizationConfig
@@ -29,22 +30,24 @@ def quantize_language_model_alone(
     Raises:
         `ValueError`: If this way of quantising cannot leave modules out.
     """
-    if isinstance(quantization_config, dict):
-        quantization_config = AutoQuantizationConfig.from_dict(quantization_config)
+    config: QuantizationConfigMixin = copy.deepcopy(
+        AutoQuantizationConfig.from_dict(quantization_config)
+        if isinstance(quantization_config, dict)
+        else quantization_config
+    )
     for option in ("llm_int8_skip_modules", "modules_to_not_convert"):
-        if hasattr(quantization_config, option):
+        if hasattr(config, option):
             break
     else:
         raise ValueError(
-            f"`quantization_config` is a {type(quantization_config).__name__}, which cannot leave the speech encoder out; use "
+            f"`quantization_config` is a {type(config).__name__}, which cannot leave the speech encoder out; use "
             "`BitsAndBytesConfig` or `TorchAoConfig`."
         )
-    left_out = getattr(quantization_config, option) or []
+    left_out = getattr(config, option) or []
     if layer_prefix is not None:
         left_out = [re.sub(rf"^{re.escape(layer_prefix)}\.", "model.language_model.", name) for name in left_out]
-    quantization_config = copy.deepcopy(quantization_config)
-    setattr(quantization_config, option, list(dict.fromkeys([*left_out, *UNQUANTIZED])))
-    return quantization_config
+    setattr(config, option, list(dict.fromkeys([*left_out, *UNQUANTIZED])))
+    return config
 
 
 def adopt_quantization(model: PreTrainedModel, text_model: PreTrainedModel) -> None:
@@ -61,11 +64,12 @@ def adopt_quantization(model: PreTrainedModel, text_model: PreTrainedModel) -> N
     quantizer.quantization_config = quantize_language_model_alone(
         quantizer.quantization_config, text_model.base_model_prefix
     )
-    model.hf_quantizer = quantizer
-    model.is_quantized = True
-    model.quantization_method = quantizer.quantization_config.quant_method
-    quantizer.postprocess_model(model)
+    quantized: Any = model
+    quantized.hf_quantizer = quantizer
+    quantized.is_quantized = True
+    quantized.quantization_method = quantizer.quantization_config.quant_method
+    quantizer.postprocess_model(quantized)
     # A checkpoint whose language model alone says so would be taken for quantised as a whole.
-    del model.config.text_config.quantization_config
-    # Quantised weights are where the accelerator is.
-    model.to(text_model.device)
+    del quantized.config.text_config.quantization_config
+    # Quantised weights must be on the accelerator.
+    quantized.to(text_model.device)

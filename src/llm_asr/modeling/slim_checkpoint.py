@@ -1,25 +1,28 @@
-"""Checkpoints that hold what was trained, and name the frozen parts: composing the whole again."""
+"""Composes a model from a checkpoint that has only the trained weights and names the frozen pretrained parts."""
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, CONFIG_NAME
 
-from .audio_tower import load_audio_tower
+from .adapter_weights import wrap_in_adapter
 from .checkpoint_safety import check_checksums, check_digests, find_file, find_weights
 from .configuration_llm_asr import BACKBONES, LlmAsrConfig
+from .language_model_head import take_language_model
+from .speech_encoders import load_audio_tower
+from .weight_checks import check_nothing_missing
 
 
 # Factors that are not merged yet lie in a folder of their own: beside `config.json` they would make an adapter of it all.
 ADAPTER_FOLDER = "adapter"
 # A tensor of which few rows differ is kept as their numbers and what they hold; no module has a colon in its name.
 ROWS, VALUES = ":rows", ":values"
-# Options of `from_pretrained` that configurations take, too.
+# Options of `from_pretrained` that configurations accept, too.
 CONFIG_OPTIONS = (
     "revision",
     "token",
@@ -107,11 +110,16 @@ def fetch_backbones(backbones: Mapping[str, Mapping], backbone_paths: Mapping | 
     return folders
 
 
-def load_parts(audio: str, text: str, audio_kwargs: dict, text_kwargs: dict) -> tuple[nn.Module, PreTrainedModel]:
+def load_parts(
+    audio: str, text: str, audio_kwargs: dict, text_kwargs: dict
+) -> tuple[PreTrainedModel, PreTrainedModel]:
     """The pretrained speech encoder and the pretrained language model, with its head, that a model is composed of."""
     hub_kwargs = {name: value for name, value in audio_kwargs.items() if name in CONFIG_OPTIONS}
     audio_tower = load_audio_tower(audio, AutoConfig.from_pretrained(audio, **hub_kwargs), **audio_kwargs)
-    return audio_tower, AutoModelForCausalLM.from_pretrained(text, **text_kwargs)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(text, output_loading_info=True, **text_kwargs)
+    text_model, info = loaded
+    check_nothing_missing(info["missing_keys"], text)
+    return audio_tower, take_language_model(text_model)
 
 
 @torch.no_grad()
@@ -130,11 +138,12 @@ def compose_backbones(
         `dict[str, torch.Tensor]`: Of the shapes that `config` says: embeddings have as many rows, those that the part does
         not have are zero.
     """
-    options = {
+    audio, text = BACKBONES
+    options: dict[str, dict] = {
         part: {"dtype": getattr(torch, dtypes[part]), "use_safetensors": True, "trust_remote_code": False}
         for part in BACKBONES
     }
-    audio_tower, text_model = load_parts(*(folders[part] for part in BACKBONES), *options.values())
+    audio_tower, text_model = load_parts(folders[audio], folders[text], options[audio], options[text])
     shapes = {name: tensor.shape for name, tensor in empty_model(model_class, config).state_dict().items()}
     with torch.device("meta"):
         composed = model_class(config, audio_tower, text_model)
@@ -142,12 +151,19 @@ def compose_backbones(
     for name, tensor in composed.state_dict().items():
         if tensor.is_meta or name in composed.all_tied_weights_keys or name not in shapes:
             continue
-        shape = shapes[name]
-        if tensor.shape != shape and tensor.shape[1:] == shape[1:]:
-            tensor = torch.cat([tensor[: shape[0]], tensor.new_zeros(max(shape[0] - len(tensor), 0), *shape[1:])])
-        if tensor.shape == shape:
+        tensor = fit_rows(tensor, shapes[name])
+        if tensor is not None:
             tensors[name] = tensor
     return tensors
+
+
+def fit_rows(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor | None:
+    """A tensor with as many rows as `shape` has, those that are added being zero; `None` if its rows have another shape."""
+    if tensor.shape == shape:
+        return tensor
+    if not tensor.dim() or tensor.shape[1:] != shape[1:]:
+        return None
+    return torch.cat([tensor[: shape[0]], tensor.new_zeros(max(shape[0] - len(tensor), 0), *shape[1:])])
 
 
 def empty_model(model_class: type[PreTrainedModel], config: LlmAsrConfig) -> PreTrainedModel:
@@ -187,10 +203,11 @@ def load_slim(
         {} if adapter is None else {f"{ADAPTER_FOLDER}/{name}": path for name, path in adapter.items()}
     )
     check_checksums(name_or_path, {**weights, **own_adapter_weights}, **hub_kwargs)
-    # The revision is the checkpoint's, and so is the folder within it.
+    # The revision and the subfolder belong to the checkpoint, not to its parts.
     elsewhere = {name: value for name, value in hub_kwargs.items() if name not in ("revision", "subfolder")}
-    folders = fetch_backbones(config.backbones, backbone_paths, **elsewhere)
-    dtypes = {part: reference["dtype"] for part, reference in config.backbones.items()}
+    backbones = config.backbones or {}
+    folders = fetch_backbones(backbones, backbone_paths, **elsewhere)
+    dtypes = {part: reference["dtype"] for part, reference in backbones.items()}
     tensors = compose_backbones(model_class, config, folders, dtypes)
 
     model = empty_model(model_class, config)
@@ -207,7 +224,7 @@ def load_slim(
             "save the checkpoint again."
         )
     if adapter is not None:
-        tensors = _merge(model, tensors, os.path.dirname(adapter[ADAPTER_SAFE_WEIGHTS_NAME]))
+        tensors = _merge(model, tensors, adapter)
     return tensors
 
 
@@ -217,7 +234,7 @@ def _find_adapter(name_or_path: str | os.PathLike, subfolder: str = "", **hub_kw
         return None
     weights = find_weights(name_or_path, ADAPTER_SAFE_WEIGHTS_NAME, subfolder=folder, **hub_kwargs)
     if set(weights) != {ADAPTER_SAFE_WEIGHTS_NAME}:
-        # PEFT, which reads it, would look for pickled weights.
+        # Otherwise PEFT would look for pickled weights.
         raise OSError(
             f"{folder} of {str(name_or_path)!r} has no {ADAPTER_SAFE_WEIGHTS_NAME}; save the checkpoint again."
         )
@@ -227,7 +244,7 @@ def _find_adapter(name_or_path: str | os.PathLike, subfolder: str = "", **hub_kw
 def _put_in_place(
     tensors: dict[str, torch.Tensor], own: dict[str, torch.Tensor], shapes: Mapping[str, torch.Size], source: str
 ) -> None:
-    """Put what a slim checkpoint holds over what the parts hold."""
+    """Replace weights of the parts with the weights of a slim checkpoint."""
     for key, value in own.items():
         name = key.removesuffix(ROWS).removesuffix(VALUES)
         if name not in shapes:
@@ -235,24 +252,29 @@ def _put_in_place(
         if key == name:
             fits = value.shape == shapes[name]
         else:
-            rows, value = own.get(f"{name}{ROWS}"), own.get(f"{name}{VALUES}")
-            fits = name in tensors and rows is not None and value is not None
-            fits = fits and rows.dtype == torch.long and value.dtype == tensors[name].dtype
-            fits = fits and value.shape == (len(rows), *shapes[name][1:])
-            fits = fits and bool(((rows >= 0) & (rows < shapes[name][0])).all())
+            rows, values = own.get(f"{name}{ROWS}"), own.get(f"{name}{VALUES}")
+            fits = (
+                name in tensors
+                and rows is not None
+                and values is not None
+                and rows.dtype == torch.long
+                and values.dtype == tensors[name].dtype
+                and values.shape == (len(rows), *shapes[name][1:])
+                and bool(((rows >= 0) & (rows < shapes[name][0])).all())
+            )
         if not fits:
             raise ValueError(f"{source} holds {key!r}, which does not fit the model; save the checkpoint again.")
         if key == name:
             tensors[name] = value
         elif key.endswith(ROWS):
-            tensors[name] = tensors[name].index_copy(0, rows, value)
+            tensors[name] = tensors[name].index_copy(0, value, own[f"{name}{VALUES}"])
 
 
-def _merge(model: PreTrainedModel, tensors: dict[str, torch.Tensor], folder: str) -> dict[str, torch.Tensor]:
-    # Slow to import, and few need it.
-    from peft import PeftModel
-
+def _merge(
+    model: PreTrainedModel, tensors: dict[str, torch.Tensor], weights: Mapping[str, str]
+) -> dict[str, torch.Tensor]:
     model.load_state_dict(tensors, strict=False, assign=True)
     model.tie_weights()
-    merged = PeftModel.from_pretrained(model, folder).merge_and_unload().state_dict()
+    folder = os.path.dirname(weights[ADAPTER_SAFE_WEIGHTS_NAME])
+    merged = wrap_in_adapter(model, folder, weights).merge_and_unload().state_dict()
     return {name: merged[name] for name in tensors}

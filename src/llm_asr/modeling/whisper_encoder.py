@@ -1,0 +1,150 @@
+"""Whisper's encoder at any length."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.whisper.modeling_whisper import WhisperEncoder, sinusoids
+from transformers.utils.output_capturing import capture_outputs
+
+
+@dataclass
+class LlmAsrEncoderOutput(BaseModelOutput):
+    r"""
+    Output of [`LlmAsrWhisperEncoder`].
+
+    Args:
+        attention_mask (`torch.BoolTensor` of shape `(num_recordings, num_frames)`): True for real frames.
+    """
+
+    attention_mask: torch.Tensor | None = None
+
+
+class LlmAsrWhisperEncoder(WhisperEncoder):
+    """
+    Whisper's encoder at the length of the batch instead of 30 s: positions are sliced and padding is masked.
+
+    Its parameters are those of [`WhisperEncoder`].
+    """
+
+    # Do not name the decoder layer: sharding raises an error for a class that the model does not contain.
+    _no_split_modules = ["WhisperEncoderLayer"]
+    # Names in checkpoints of the whole Whisper model.
+    _keys_to_ignore_on_load_unexpected = [
+        r"^(model\.)?(decoder|language_model|multi_modal_projector)\.",
+        r"^(proj_out|lm_head)\.",
+    ]
+    # Number of frames that the mean after the last layer combines.
+    num_pooled = 1
+
+    def __init__(self, config: PreTrainedConfig):
+        # Whisper's class asks for the padding token, which encoders of audio language models do not have.
+        if not hasattr(config, "pad_token_id"):
+            config.pad_token_id = None
+        # These configurations have the fields of `WhisperConfig` that the encoder reads.
+        super().__init__(config)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        # Whisper does this for the encoder as a whole, which Transformers skips in classes outside of it.
+        if module is self.embed_positions:
+            init.copy_(module.weight, sinusoids(*module.weight.shape))
+
+    @capture_outputs
+    def forward(
+        self, input_features: torch.Tensor, attention_mask: torch.Tensor, padding: str = "longest", **kwargs
+    ) -> LlmAsrEncoderOutput:
+        """
+        Args:
+            input_features (`torch.Tensor` of shape `(num_recordings, num_mel_bins, num_mel_frames)`): Log-mel features.
+            attention_mask (`torch.Tensor` of shape `(num_recordings, num_mel_frames)`): Non-zero for real mel frames.
+            padding (`str`, *optional*, defaults to `"longest"`): See [`LlmAsrConfig`].
+
+        Returns:
+            [`LlmAsrEncoderOutput`]
+
+        Raises:
+            `ValueError`: If there are more mel frames than positions, after trailing padding is cut.
+        """
+        attention_mask = attention_mask.bool()
+        # Feature extractors pad to 30 s; what no recording of the batch fills is not worth encoding.
+        num_mel_frames = int(attention_mask.any(0).nonzero().max()) + 1
+        max_mel_frames = 2 * self.max_source_positions
+        if num_mel_frames > max_mel_frames:
+            raise ValueError(
+                f"`input_features` has {num_mel_frames} mel frames and the speech encoder takes {max_mel_frames}; split "
+                "the recording."
+            )
+        attention_mask = attention_mask[:, :num_mel_frames]
+        input_features = input_features[:, :, :num_mel_frames]
+        if padding == "max_length":
+            real = self._frame_mask(attention_mask)
+            silent = pad_with_silence(input_features, attention_mask, max_mel_frames)
+            hidden_states = self._encode(silent, attention_mask.new_ones(len(silent), max_mel_frames), **kwargs)
+            return LlmAsrEncoderOutput(last_hidden_state=hidden_states[:, : real.shape[1]], attention_mask=real)
+        hidden_states = self._encode(input_features, attention_mask, **kwargs)
+        mask = self._frame_mask(attention_mask).to(hidden_states.device)
+        return LlmAsrEncoderOutput(last_hidden_state=hidden_states, attention_mask=mask)
+
+    def _encode(self, input_features: torch.Tensor, attention_mask: torch.Tensor, **kwargs) -> torch.Tensor:
+        """Return hidden states of shape `(num_recordings, num_frames, d_model)`."""
+        visible = attention_mask[:, None, :]
+        hidden_states = input_features.masked_fill(~visible, 0.0)
+        # A convolution pads a single recording with zeros, so the padding in a batch must be zero too.
+        hidden_states = nn.functional.gelu(self.conv1(hidden_states))
+        hidden_states = hidden_states.masked_fill(~visible.to(hidden_states.device), 0.0)
+        hidden_states = nn.functional.gelu(self.conv2(hidden_states)).transpose(1, 2)
+        attention_mask = attention_mask[:, ::2].to(hidden_states.device)
+
+        positions = torch.arange(hidden_states.shape[1], device=hidden_states.device)
+        hidden_states = hidden_states + self.embed_positions(positions).to(hidden_states.device)
+        hidden_states = nn.functional.dropout(hidden_states, p=self.dropout, training=self.training)
+        layer_mask = create_bidirectional_mask(
+            config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
+        )
+        for layer in self.layers:
+            if self.training and self.layerdrop > 0.0 and torch.rand([]) < self.layerdrop:
+                continue
+            hidden_states = layer(hidden_states, layer_mask, **kwargs)
+        if self.num_pooled > 1:
+            hidden_states = nn.functional.avg_pool1d(hidden_states.transpose(1, 2), self.num_pooled).transpose(1, 2)
+        return self.layer_norm(hidden_states)
+
+    def _frame_mask(self, mel_mask: torch.Tensor) -> torch.Tensor:
+        """Mask of the output frames that include no padding."""
+        return mel_mask[:, ::2][:, self.num_pooled - 1 :: self.num_pooled]
+
+
+class LlmAsrPooledWhisperEncoder(LlmAsrWhisperEncoder):
+    """Whisper's encoder with a mean over two frames before the last normalisation, as Qwen2-Audio and Audio Flamingo 3 have."""
+
+    num_pooled = 2
+
+
+def pad_with_silence(input_features: torch.Tensor, attention_mask: torch.Tensor, num_mel_frames: int) -> torch.Tensor:
+    """
+    Put in the place of padding what Whisper's feature extractor makes of silence: 8 below the recording's largest base-10
+    log-mel value or, at the least, the logarithm of its floor of 1e-10; both after its scaling `(x + 4) / 4`.
+
+    Args:
+        input_features (`torch.Tensor` of shape `(num_recordings, num_mel_bins, num_given_frames)`): Log-mel features.
+        attention_mask (`torch.BoolTensor` of shape `(num_recordings, num_given_frames)`): True for real mel frames.
+        num_mel_frames (`int`): Frames wanted.
+
+    Returns:
+        `torch.Tensor` of shape `(num_recordings, num_mel_bins, num_mel_frames)`.
+    """
+    visible = attention_mask[:, None, :]
+    loudest = input_features.masked_fill(~visible, -torch.inf).amax(dim=(1, 2))
+    silence = (loudest - 2.0).clamp(min=-1.5)[:, None, None]
+    padded = silence.expand(-1, input_features.shape[1], num_mel_frames).clone()
+    padded[:, :, : visible.shape[-1]] = torch.where(visible, input_features, silence)
+    return padded
+
+
+__all__ = ["LlmAsrEncoderOutput", "LlmAsrPooledWhisperEncoder", "LlmAsrWhisperEncoder", "pad_with_silence"]
