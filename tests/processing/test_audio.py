@@ -1,4 +1,4 @@
-"""Everything a user may hand over as a recording, and everything that is none."""
+"""Reading all types of recordings, and errors for other values."""
 
 import http.server
 import io
@@ -17,7 +17,7 @@ def load_streamed(source, sampling_rate, **kwargs):
     return np.concatenate(list(stream_audio(source, sampling_rate, **kwargs).blocks))
 
 
-# Whatever is said of one is said of the other.
+# Both functions must behave alike.
 either_way = pytest.mark.parametrize("load", [load_audio, load_streamed])
 
 
@@ -81,7 +81,7 @@ def test_paths_bytes_dicts_tensors_and_lists_give_the_same_waveform(load, wavefo
 
 
 def test_a_tensor_of_lower_precision_and_a_list_of_numpy_scalars_are_waveforms(waveform):
-    """What `model.to(torch.bfloat16)` users and `list(array)` hand over."""
+    """Users pass bfloat16 tensors, and lists from `list(array)`."""
     loaded = load_audio(torch.from_numpy(waveform).to(torch.bfloat16), 16000)
     np.testing.assert_allclose(loaded, waveform, atol=2e-3)
     np.testing.assert_array_equal(load_audio(list(waveform), 16000), waveform)
@@ -148,16 +148,19 @@ def test_an_address_without_a_recording_is_named(load, tmp_path, address):
         (np.array([0.1, np.nan]), "NaN or infinite"),
         (np.array([0.1, np.inf]), "NaN or infinite"),
         (np.array([0.1, 1e300]), "NaN or infinite"),
-        (np.zeros((2, 100)), r"must be mono, of shape \(num_samples,\), got \(2, 100\)"),
-        (torch.zeros(2, 100), r"must be mono, of shape \(num_samples,\), got \(2, 100\)"),
-        (np.array(0.1), r"must be mono, of shape \(num_samples,\), got \(\)"),
-        (np.zeros(100, dtype="int16"), "floating point samples in .*, got int16"),
-        (torch.zeros(100, dtype=torch.int16), "floating point samples in .*, got int16"),
-        ([0, 1, -1], "floating point samples in .*, got int64"),
+        (np.zeros((100, 2)), r"must have shape \(num_samples,\) or .*, got \(100, 2\); transpose it"),
+        (torch.zeros(1, 2, 100), r"must have shape \(num_samples,\) or .*, got \(1, 2, 100\)"),
+        (np.array(0.1), r"must have shape \(num_samples,\) or .*, got \(\)"),
+        (np.zeros(100, dtype="bool"), "samples of bool, whose full scale is unknown"),
+        (np.zeros(100, dtype="complex64"), "samples of complex64, whose full scale is unknown"),
+        ([0, 1, -1], "samples of int64, whose full scale is unknown; pass them in their original dtype"),
+        (np.array([0.0, 32767.0]), "holds samples up to 32767, but full scale is 1; divide them"),
+        (torch.tensor([0.0, -32768.0]), "holds samples up to 32768, but full scale is 1; divide them"),
+        ({"array": [0.0, -20000.0], "sampling_rate": 8000}, "holds samples up to 20000, but full scale is 1"),
         ([], "is empty; remove it"),
         (b"", "cannot be read from the given bytes"),
         ({"array": np.zeros(0), "sampling_rate": 16000}, "is empty; remove it"),
-        ({"array": np.zeros(100)}, "needs its `sampling_rate`"),
+        ({"array": np.zeros(100)}, "must also have its `sampling_rate`"),
         ({"array": np.zeros(100), "sampling_rate": None}, "`sampling_rate` must be a positive number, got None"),
         ({"array": np.zeros(100), "sampling_rate": "16000"}, "`sampling_rate` must be a positive number, got '16000'"),
         ({"array": np.zeros(100), "sampling_rate": 0}, "`sampling_rate` must be a positive number, got 0"),
@@ -199,7 +202,7 @@ def test_another_type_is_refused(load, source):
 
 @pytest.fixture
 def long_waveform():
-    """Twenty seconds of tones of every kind."""
+    """Twenty seconds of various tones."""
     time = np.arange(20 * 16000) / 16000
     generator = np.random.default_rng(0)
     pitch = np.interp(time, np.arange(0, 21, 0.2), generator.uniform(100, 3000, size=105))
@@ -221,7 +224,7 @@ def encode(waveform, rate, **kwargs):
         {"format": "OGG", "subtype": "VORBIS"},
         {"format": "OGG", "subtype": "OPUS"},
         {"format": "MP3"},
-        # The frames of such a file lean on those before them.
+        # In such a file, frames depend on earlier frames.
         {"format": "MP3", "bitrate_mode": "VARIABLE", "compression_level": 0.9},
     ],
     ids=lambda kind: "-".join(map(str, kind.values())),
@@ -231,12 +234,14 @@ def test_a_stream_is_what_is_loaded_at_once(long_waveform, kind, rate):
     file = encode(soxr.resample(long_waveform, 16000, rate), rate, **kind)
     with soundfile.SoundFile(io.BytesIO(file)) as opened:
         expected = soxr.resample(opened.read(dtype="float32"), rate, 16000)
-    np.testing.assert_array_equal(load_audio(file, 16000), expected)
+    # Decoders of compressed formats differ in rounding. For Opus, FFmpeg decodes at 48 kHz and leaves lower rates to the resampler.
+    tolerance = {"OPUS": 0.12, "VORBIS": 2e-4}.get(kind.get("subtype"), 2e-4 if kind["format"] == "MP3" else 0)
+    np.testing.assert_allclose(load_audio(file, 16000), expected, atol=tolerance)
     assert stream_audio(file, 16000).duration == pytest.approx(20.0, abs=0.1)
     for block_seconds in (0.37, 5.0, 60.0):
         streamed = load_streamed(file, 16000, block_seconds=block_seconds)
         assert streamed.dtype == np.float32
-        np.testing.assert_allclose(streamed, expected, atol=1e-6)
+        np.testing.assert_allclose(streamed, load_audio(file, 16000), atol=1e-6)
 
 
 def test_a_stream_comes_in_blocks(long_waveform, tmp_path):
@@ -270,7 +275,7 @@ def test_a_stream_is_read_as_far_as_it_is_wanted(long_waveform, tmp_path):
 
 @either_way
 def test_a_recording_that_breaks_off_is_read_until_there(load, long_waveform):
-    """Its header still has the whole duration."""
+    """The header still states the whole duration."""
     file = encode(long_waveform, 16000, format="MP3", bitrate_mode="CONSTANT")
     loaded = load(file[: len(file) // 2], 16000)
     assert 8.0 < len(loaded) / 16000 < 12.0
@@ -278,7 +283,7 @@ def test_a_recording_that_breaks_off_is_read_until_there(load, long_waveform):
 
 @either_way
 def test_a_recording_that_was_written_to_a_pipe_is_read(load, long_waveform):
-    """Whoever wrote it could not go back to tell its length: FLAC then has zero there."""
+    """The writer could not seek back to write the length, so the FLAC header has a zero."""
     file = bytearray(encode(long_waveform, 16000, format="FLAC"))
     file[21] &= 0xF0
     file[22:26] = bytes(4)

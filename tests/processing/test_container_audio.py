@@ -1,4 +1,4 @@
-"""M4A, WebM and their like: what phones and browsers record."""
+"""M4A, WebM and other formats of phones and browsers."""
 
 import io
 import subprocess
@@ -34,10 +34,10 @@ def tone(seconds, rate):
 
 @FORMATS
 def test_what_was_recorded_is_read_at_its_place(tmp_path, container, codec, rate):
-    """Encoders put silence before the first sample, which must be gone, and fill the last frame up."""
+    """Encoders add silence before the first sample, which must be removed, and pad the last frame."""
     expected = soxr.resample(tone(3.0, rate), rate, 16000)
     contents = encode_container(tone(3.0, rate), rate, container, codec)
-    # A colon, which FFmpeg makes something of.
+    # FFmpeg interprets a name before a colon as a protocol.
     path = tmp_path / "concat:a.m4a"
     path.write_bytes(contents)
     for source in (contents, path, str(path), {"bytes": contents}):
@@ -63,7 +63,7 @@ def test_a_stream_is_what_is_loaded_at_once(container, codec, rate, seconds):
         stream = stream_audio(contents, 16000, block_seconds)
         np.testing.assert_allclose(np.concatenate(list(stream.blocks)), expected, atol=1e-6)
     if seconds < container_audio.EXACT_SECONDS:
-        # So that it is known whether the recording is one that the encoder takes as a whole.
+        # An exact duration decides whether the recording fits into the encoder's window.
         assert round(stream.duration * 16000) == len(expected)
     else:
         assert stream.duration == pytest.approx(seconds, abs=0.1)
@@ -83,7 +83,7 @@ def test_webm_that_breaks_off_is_read_until_there():
     ("container", "codec", "kept"), [("ipod", "aac", 20), ("ipod", "aac", 9000), ("webm", "libopus", 20)]
 )
 def test_a_file_without_what_is_needed_to_read_it_is_named(container, codec, kept):
-    """MP4 has it at its end."""
+    """MP4 has its index at the end."""
     contents = encode_container(tone(3.0, 48000), 48000, container, codec)[:kept]
     with pytest.raises(ValueError, match="`audio` cannot be read from the given bytes: "):
         load_audio(contents, 16000)
@@ -104,11 +104,11 @@ def test_a_file_without_sound_is_named(tmp_path):
 
 
 def test_an_absurd_sampling_rate_is_refused():
-    """A second of it would fill the memory."""
+    """A second at this rate would fill the memory."""
     contents = bytearray(encode_container(tone(1.0, 16000), 16000, "ipod", "alac"))
     for place in [i for i in range(len(contents)) if contents[i : i + 4] == (16000).to_bytes(4, "big")]:
         contents[place : place + 4] = (10**9).to_bytes(4, "big")
-    with pytest.raises(ValueError, match="It claims 1000000000 samples per second"):
+    with pytest.raises(ValueError, match="Its header states 1000000000 samples per second"):
         load_audio(bytes(contents), 16000)
     wav = io.BytesIO()
     soundfile.write(wav, tone(1.0, 16000), 10**9, format="WAV")
@@ -117,7 +117,7 @@ def test_an_absurd_sampling_rate_is_refused():
 
 
 def test_formats_that_name_other_files_are_not_read(tmp_path):
-    """FFmpeg would open what an uploaded playlist lists, files and addresses of the server alike."""
+    """FFmpeg would open the files and addresses in an uploaded playlist, including files of the server."""
     (tmp_path / "secret.wav").write_bytes(encode_container(tone(1.0, 16000), 16000, "wav", "pcm_s16le"))
     playlists = [
         f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile:{tmp_path}/secret.wav\n#EXT-X-ENDLIST\n",
@@ -128,7 +128,7 @@ def test_formats_that_name_other_files_are_not_read(tmp_path):
         assert find_container(playlist.encode()) is None
         with pytest.raises(ValueError, match="cannot be read"):
             load_audio(playlist.encode(), 16000)
-        # And not if it begins as something else.
+        # The same holds for a playlist that starts like another format.
         with pytest.raises(ValueError, match="cannot be read"):
             load_audio(b"\0\0\0\x18ftyp" + playlist.encode(), 16000)
 

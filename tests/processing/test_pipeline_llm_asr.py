@@ -22,6 +22,7 @@ from transformers import (
     Wav2Vec2ForCTC,
     pipeline,
 )
+from transformers.utils import logging
 
 from llm_asr import LlmAsrPipeline
 from llm_asr.processing.segmentation import split_at_silences
@@ -47,7 +48,7 @@ def transcriber(checkpoint):
 
 @pytest.fixture
 def expected(checkpoint, recordings):
-    """Texts by the model and the processor alone."""
+    """Texts from the model and the processor without a pipeline."""
     model = AutoModelForSpeechSeq2Seq.from_pretrained(checkpoint)
     processor = AutoProcessor.from_pretrained(checkpoint)
     request = processor.apply_transcription_request(recordings, identify_language=True)
@@ -159,6 +160,36 @@ def test_a_model_in_memory_needs_its_processor(parts, recordings):
         LlmAsrPipeline(model=model)
 
 
+def test_a_model_and_its_processor_are_enough(parts, recordings, monkeypatch):
+    """There must be no warning about lengths that the caller has not set."""
+    model, processor = compose(parts, "moe_cif")
+    heard = []
+    for module in ("transformers.generation.utils", "transformers.pipelines.base"):
+        for level in ("warning", "warning_once"):
+            monkeypatch.setattr(logging.get_logger(module), level, lambda *args: heard.append(args))
+    made = pipeline(TASK, model=model, processor=processor)
+    assert type(made) is LlmAsrPipeline
+    request = processor.apply_transcription_request(recordings, identify_language=True)
+    assert texts(made(recordings)) == processor.batch_decode(model.generate(**request))
+    assert not heard
+
+
+def test_threads_may_share_a_pipeline(checkpoint, recordings):
+    """A temporary change by one call must not affect another call."""
+    transcriber = pipeline(TASK, model=checkpoint)
+    transcriber.model.generation_config.max_new_tokens_per_second = None
+    before = dict(vars(transcriber))
+    seen = []
+    generate = transcriber.model.generate
+    transcriber.model.generate = lambda **kwargs: (
+        seen.append({name: value is before[name] for name, value in vars(transcriber).items() if name in before}),
+        generate(**kwargs),
+    )[1]
+    transcriber(recordings[0], generate_kwargs={"max_new_tokens_per_second": 10.0, **GENERATE})
+    assert seen
+    assert all(unchanged for state in seen for name, unchanged in state.items() if name != "call_count")
+
+
 def test_whatever_the_caller_wants_of_generate_a_text_comes_back(transcriber, recordings, expected):
     options = {"return_dict_in_generate": True, "output_scores": True, **GENERATE}
     assert transcriber(recordings[0], generate_kwargs=options)["text"] == expected[0]
@@ -167,7 +198,7 @@ def test_whatever_the_caller_wants_of_generate_a_text_comes_back(transcriber, re
 def test_the_limit_by_the_length_of_a_recording_holds_unless_the_caller_sets_one(checkpoint, recordings):
     transcriber = pipeline(TASK, model=checkpoint)
     config = transcriber.model.generation_config
-    # Nothing else ends a transcript.
+    # Suppress the end tokens, so that only the limit ends a transcript.
     config.suppress_tokens = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     request = transcriber.processor.apply_transcription_request(recordings[0], identify_language=True)
     limited = transcriber.model.generate(**request)
@@ -188,8 +219,8 @@ def test_decoding_is_greedy_unless_told(transcriber, recordings, expected):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"chunk_length_s": 4}, "`chunk_length_s` is 4, and the speech encoder takes 3 s"),
-        ({"return_timestamps": "word", "return_confidence": True}, "`return_confidence` is of segments"),
+        ({"chunk_length_s": 4}, "`chunk_length_s` is 4, but the limit of the speech encoder is 3 s"),
+        ({"return_timestamps": "word", "return_confidence": True}, "`return_confidence` applies to segments"),
         ({"return_timestamps": "char"}, "`return_timestamps` must be 'word', True or False, got 'char'"),
         ({"stride_length_s": 1}, "`stride_length_s` is not supported"),
         ({"decoder_kwargs": {}}, "`decoder_kwargs` is not supported"),
@@ -215,7 +246,7 @@ def test_timestamps_of_words_and_segments(transcriber, recordings, expected):
             assert [chunk["text"] for chunk in output["chunks"]] == text.split()
             times = [time for chunk in output["chunks"] for time in chunk["timestamp"]]
             assert times == sorted(times)
-            # A frame of the projector spans 40 ms.
+            # A frame of the projector lasts 40 ms.
             assert 0 <= times[0] <= times[-1] <= len(recording) / 16000 + 0.04
     segments = transcriber(recordings[2], return_timestamps=True, generate_kwargs=GENERATE)["chunks"]
     assert " ".join(segment["text"] for segment in segments).split() == expected[2].split()
@@ -226,7 +257,7 @@ def test_timestamps_of_words_need_cif(parts, recordings):
     made = LlmAsrPipeline(model=model, processor=processor)
     (chunk,) = made(recordings[1], return_timestamps=True)["chunks"]
     assert chunk["timestamp"] == (0.0, 1.3)
-    with pytest.raises(ValueError, match=r"needs a projector with CIF .*, and this model's is 'conv'"):
+    with pytest.raises(ValueError, match=r"needs a projector with CIF .*, but this model's projector is 'conv'"):
         made(recordings[0], return_timestamps="word")
 
 
@@ -237,7 +268,7 @@ def test_bad_recordings_are_refused(transcriber):
 
 @pytest.fixture(scope="module")
 def long_recording():
-    """Bursts of noise of 0.5 to 2.5 s between pauses of 0.8 s, 40 s in all, and where they are."""
+    """A recording of 40 s with bursts of noise of 0.5 to 2.5 s between pauses of 0.8 s, and the times of the bursts."""
     generator = np.random.default_rng(0)
     pieces, spans, position = [], [], 0
     while position < 40 * 16000:
@@ -303,7 +334,7 @@ def test_an_hour_of_silence_has_no_text(transcriber):
 def test_the_language_is_told_or_reported(transcriber, recordings, monkeypatch):
     assert transcriber(recordings[0], language="es-MX", **GENERATE)["language"] == "Spanish"
     assert transcriber(recordings[0], **GENERATE)["language"] is None
-    # A random model names none: have it write what a trained one would.
+    # A random model does not name a language, so force the answer of a trained one.
     processor = transcriber.processor
     answer = [*processor._tokenize("French\n"), *processor._tokenize("un deux"), processor.tokenizer.eos_token_id]
 

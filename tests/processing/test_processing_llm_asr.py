@@ -1,4 +1,4 @@
-"""The processor: composition, prompts, labels, features, errors."""
+"""Composition, prompts, labels, features and errors of the processor."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from transformers import AutoProcessor, WhisperFeatureExtractor
 from llm_asr import LlmAsrProcessor
 
 
-@pytest.fixture(params=["whisper", "wav2vec2-bert", "parakeet"])
+@pytest.fixture(params=["whisper", "wav2vec2-bert", "parakeet", "moonshine"])
 def any_processor(request, parts):
     return LlmAsrProcessor.from_audio_text_pretrained(parts[request.param], parts["qwen2"])
 
@@ -35,6 +35,13 @@ def test_composition_knows_the_speech_encoder(parts, processor):
     assert (other.samples_per_frame, other.max_audio_samples) == (320, None)
 
 
+def test_composition_without_the_package_says_what_to_import(parts, monkeypatch):
+    """A published checkpoint's code does not register any classes."""
+    monkeypatch.setattr("llm_asr.processing.processing_llm_asr.CONFIG_MAPPING", {})
+    with pytest.raises(ValueError, match="`import llm_asr` first"):
+        LlmAsrProcessor.from_audio_text_pretrained(parts["whisper"], parts["qwen2"])
+
+
 def test_prompts_use_the_chat_template_of_the_language_model(processor, recordings):
     (prompt,) = processor.apply_transcription_request(recordings[:1], language="es", prompt="a date", tokenize=False)
     assert prompt == (
@@ -48,7 +55,7 @@ def test_a_language_model_without_chat_template_or_padding_token(parts, recordin
     assert prompt == "<|audio|>Transcribe the speech.\n"
     assert processor.tokenizer.pad_token == processor.tokenizer.eos_token
     batch = processor.apply_transcription_request(recordings[:2], transcription=["one", "one two three"])
-    # Padding looks like the end token, and only the mask tells them apart.
+    # The padding token is the end token, so only the mask distinguishes them.
     assert (batch["labels"] == processor.tokenizer.eos_token_id).sum() == 2
 
 
@@ -67,7 +74,7 @@ def test_features_are_the_same_alone_and_in_a_batch(any_processor, recordings):
 
 
 def test_a_recording_that_is_taken_has_a_frame(any_processor):
-    """Otherwise the refusal would come from the model, after the whole batch was read."""
+    """Otherwise the error would come from the model, after the whole batch was read."""
     refusals = []
     for samples in range(100, 1600, 100):
         try:
@@ -83,7 +90,7 @@ def test_a_recording_that_is_taken_has_a_frame(any_processor):
 
 @pytest.mark.parametrize("max_audio_samples", [None, 80000])
 def test_the_feature_extractor_never_cuts_a_recording(processor, max_audio_samples):
-    """Whisper's cuts what its window of 3 s does not hold, unless told otherwise."""
+    """By default, Whisper's feature extractor cuts recordings to its window, 3 s here."""
     unlimited = LlmAsrProcessor(processor.feature_extractor, processor.tokenizer, max_audio_samples=max_audio_samples)
     four_seconds = np.full(64000, 0.1, dtype="float32")
     assert unlimited(audio=four_seconds)["input_features_mask"].sum() == 400
@@ -158,9 +165,9 @@ def test_languages_contexts_and_transcripts_are_strings(processor, recordings):
 
 
 def test_counts_must_match(processor, recordings):
-    with pytest.raises(ValueError, match=r"`text` has 2 audio token\(s\) .* and `audio` has 1 recording\(s\)"):
+    with pytest.raises(ValueError, match=r"`text` has 2 audio token\(s\) .*, but `audio` has 1 recording\(s\)"):
         processor(text="<|audio|><|audio|>", audio=recordings[:1])
-    with pytest.raises(ValueError, match=r"`text` has 1 audio token\(s\) .* and `audio` has 0"):
+    with pytest.raises(ValueError, match=r"`text` has 1 audio token\(s\) .*, but `audio` has 0"):
         processor(text="<|audio|>")
     with pytest.raises(ValueError, match=r"`transcription` has 1 entries for 2 prompt\(s\)"):
         processor.apply_transcription_request(recordings[:2], transcription="one")
@@ -182,11 +189,11 @@ def test_counts_must_match(processor, recordings):
         (np.zeros(319, dtype="float32"), r"Recording 1: `audio` has 319 samples, less than one frame .*\(320\)"),
         (
             np.zeros(48001, dtype="float32"),
-            r"Recording 1: `audio` lasts 3.0 s, and the speech encoder takes 3.0 s; split",
+            r"Recording 1: `audio` lasts 3.0 s, but the limit of the speech encoder is 3.0 s; split",
         ),
         (np.zeros(0, dtype="float32"), "Recording 1: `audio` is empty"),
         (np.array([np.nan] * 400), "Recording 1: `audio` holds NaN"),
-        (np.zeros((400, 2)), "Recording 1: `audio` must be mono"),
+        (np.zeros((400, 2)), "Recording 1: `audio` must have shape"),
         ("nowhere.wav", "Recording 1: `audio` file 'nowhere.wav' does not exist"),
     ],
 )
@@ -202,7 +209,7 @@ def test_the_shortest_and_the_longest_recording_are_taken(processor):
 
 
 def test_another_sampling_rate_is_refused_unless_declared(processor, recordings):
-    with pytest.raises(ValueError, match="`sampling_rate` is 8000 and the speech encoder expects 16000"):
+    with pytest.raises(ValueError, match="`sampling_rate` is 8000, but the speech encoder needs 16000"):
         processor(audio=recordings, sampling_rate=8000)
     converted = processor(audio={"array": recordings[0], "sampling_rate": 8000})
     assert converted["input_features_mask"].sum() == pytest.approx(2 * 40, abs=1)

@@ -1,4 +1,4 @@
-"""Long recordings are split at silences, without losing or repeating speech."""
+"""Splitting long recordings at silences, without losing or repeating speech."""
 
 import itertools
 import tracemalloc
@@ -16,14 +16,14 @@ RATE = 16000
 
 
 def burst(seconds, generator, level=0.2):
-    """Noise that is loud and quiet like syllables."""
+    """Noise whose level changes as with syllables."""
     time = np.arange(int(seconds * RATE)) / RATE
     envelope = 0.3 + 0.7 * np.abs(np.sin(2 * np.pi * 3 * time))
     return (level * envelope * generator.standard_normal(len(time))).astype("float32")
 
 
 def make_recording(pauses, noise, generator, seconds=(1.0, 4.0)):
-    """Bursts between pauses, over noise, and where they are."""
+    """A recording of bursts between pauses, with background noise, and the times of the bursts."""
     pieces, spans, position = [], [], 0
     for pause in pauses:
         pieces.append(np.zeros(int(pause * RATE), dtype="float32"))
@@ -42,7 +42,7 @@ def split(waveform, block_seconds=10.0, **kwargs):
 
 
 def check(segments, waveform, max_segment_s=30.0):
-    """They are parts of the recording, in order, not overlapping, and no longer than allowed."""
+    """Check that segments are parts of the recording, in order, without overlap, and within the limit."""
     end = 0.0
     for segment in segments:
         assert segment.start >= end - 1e-9
@@ -61,7 +61,7 @@ def test_each_burst_between_long_pauses_is_a_segment(noise):
     check(segments, waveform)
     assert len(segments) == len(spans)
     for segment, (start, end) in zip(segments, spans, strict=True):
-        # Nothing of it is cut off, and no more is added than its padding.
+        # The segment contains the whole burst, and adds at most its padding.
         assert start - 0.3 < segment.start <= start + FRAME_SECONDS
         assert end - FRAME_SECONDS <= segment.end < end + 0.3
 
@@ -83,7 +83,7 @@ def test_speech_without_pauses_is_cut_and_nothing_is_lost():
     check(segments, waveform, 10.0)
     np.testing.assert_array_equal(np.concatenate([segment.waveform for segment in segments]), waveform)
     assert all(segment.end - segment.start >= 4.9 for segment in segments[:-1])
-    # Where it is quietest: between the syllables, which come three times a second with a dip at each end.
+    # Cuts are at the quietest places, between the syllables, of which there are three per second.
     for segment in segments[:-1]:
         assert abs((segment.end * 6) % 1 - 0.5) > 0.2
 
@@ -102,7 +102,7 @@ def test_a_cut_is_made_in_the_longest_pause_there_is():
 
 
 def frames_of(runs):
-    """A recording that is loud and silent by turns, for so many frames each, and which of them are loud."""
+    """A recording of alternating loud and silent runs with the given numbers of frames, and which frames are loud."""
     loud = np.repeat(np.arange(len(runs)) % 2 == 0, runs)
     noise = 0.2 * np.random.default_rng(len(loud)).standard_normal((len(loud), 512))
     return np.where(loud[:, None], noise, 0.0).astype("float32").ravel(), loud
@@ -133,7 +133,7 @@ def test_every_frame_of_speech_is_in_exactly_one_segment(runs, max_segment_s, mi
     assert used.max() <= 1
     spoken = np.flatnonzero(loud)
     for group in np.split(spoken, np.flatnonzero(np.diff(spoken) > silence) + 1):
-        # What is left out is a click.
+        # Only clicks are left out.
         assert used[group].all() or (not used[group].any() and len(group) < 3)
     for segment in segments:
         assert len(segment.waveform) >= 0.02 * RATE
@@ -214,7 +214,7 @@ def test_an_hour_of_silence_is_not_held():
     segments = list(split_at_silences(itertools.chain(itertools.repeat(silence, 360), [speech]), RATE))
     held = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    # The whole has 230 MB.
+    # The whole recording has 230 MB.
     assert held < 10e6
     assert len(segments) == 1
     assert segments[0].start == pytest.approx(3600 - 0.2, abs=2 * FRAME_SECONDS)
@@ -227,7 +227,7 @@ def test_an_hour_of_silence_is_not_held():
         ({"min_silence_s": 0.0}, "`min_silence_s` must be positive"),
         ({"min_silence_s": np.nan}, "`min_silence_s` must be positive"),
         ({"max_segment_s": 0.2}, "at least 1 s"),
-        ({"max_segment_s": np.inf}, "at least 1 s, and an end"),
+        ({"max_segment_s": np.inf}, "finite and last at least 1 s"),
         ({"max_segment_s": 2.0, "min_silence_s": 2.0}, "longer than `min_silence_s`, got 2.0 and 2.0"),
         ({"sampling_rate": 0}, "`sampling_rate` must be positive"),
     ],
@@ -243,3 +243,16 @@ def test_impossible_options_are_refused_before_anything_is_read(options, message
 
 def test_a_segment_knows_its_end():
     assert Segment(start=1.5, waveform=np.zeros(8000, dtype="float32"), sampling_rate=16000).end == 2.0
+
+
+@pytest.mark.parametrize("max_segment_s", [1.0, 3.0, 30.0])
+@pytest.mark.parametrize("extra", [0.01, 0.033, 0.05, 0.1, 0.35, 0.5, 1.0])
+def test_what_a_cut_leaves_is_long_enough_for_a_speech_encoder(max_segment_s, extra):
+    """The recording ends shortly after the longest segment, or shortly after a block."""
+    for length in (max_segment_s + extra, 10.0 + extra, 2 * max_segment_s + extra):
+        # Steady noise counts as speech as a whole.
+        recording = (0.1 * np.random.default_rng(0).standard_normal(round(length * RATE))).astype("float32")
+        segments = split(recording, max_segment_s=max_segment_s)
+        np.testing.assert_array_equal(np.concatenate([segment.waveform for segment in segments]), recording)
+        assert min(len(segment.waveform) for segment in segments) >= 0.3 * RATE
+        assert max(len(segment.waveform) for segment in segments) <= max_segment_s * RATE

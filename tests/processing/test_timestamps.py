@@ -3,11 +3,11 @@ import pytest
 import torch
 from tiny_models import compose
 
-from llm_asr.processing.timestamps import align_words, join_segments
+from llm_asr.processing.timestamps import align_words, join_segments, split_words
 
 
 def bumps(*bumps_, num_frames=40):
-    """Weights that are zero but for (first frame, last frame, sum)."""
+    """Weights that are zero except in bumps of (first frame, last frame, sum)."""
     alphas = np.zeros(num_frames)
     for first, last, total in bumps_:
         alphas[first:last] = total / (last - first)
@@ -22,7 +22,7 @@ def test_words_start_with_their_weight_and_share_the_pause_behind_them():
 
 
 def test_counts_that_drift_do_not_move_a_boundary_off_its_pause():
-    # The first word has less weight than its three tokens, the second more than its one.
+    # The first word has less weight than its three tokens. The second word has more weight than its one token.
     alphas = bumps((4, 8, 2.4), (14, 20, 1.6))
     assert np.allclose(align_words([3, 1], alphas, 1.0), [(4, 11), (14, 20)])
 
@@ -69,7 +69,7 @@ def test_segments_end_at_long_pauses():
 def test_the_processor_counts_the_tokens_of_words(parts):
     _, processor = compose(parts, "cif")
     ids = processor.tokenizer("cuatro çüé one")["input_ids"]
-    words, counts = processor._split_words([*ids, processor.tokenizer.eos_token_id])
+    words, counts = split_words(processor.tokenizer, [*ids, processor.tokenizer.eos_token_id])
     assert words == ["cuatro", "çüé", "one"]
     assert sum(counts) == len(ids)
     assert counts[0] == len(processor.tokenizer("cuatro")["input_ids"])

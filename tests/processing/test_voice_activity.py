@@ -1,7 +1,10 @@
-"""Speech is told from silence, at any loudness."""
+"""Detecting speech at any loudness."""
+
+import threading
 
 import numpy as np
 import pytest
+import torch
 
 from llm_asr.processing.segmentation import split_at_silences
 from llm_asr.processing.voice_activity import VOICE_ACTIVITIES, EnergyActivity, SileroActivity, frame_levels
@@ -9,18 +12,18 @@ from llm_asr.processing.voice_activity import VOICE_ACTIVITIES, EnergyActivity, 
 
 RATE = 16000
 
-# Ten seconds.
+# Number of frames in ten seconds.
 BLOCK = 312
 
 
 def noise(levels, seed=0):
-    """Frames of noise at these levels, in decibels."""
+    """Frames of noise with the given levels in decibels."""
     samples = np.random.default_rng(seed).standard_normal((len(levels), 512))
     return (samples * 10 ** (np.asarray(levels)[:, None] / 20)).astype("float32")
 
 
 def turns(loud, quiet, num_frames=3 * BLOCK):
-    """Levels that change every second, and which are the loud ones."""
+    """Levels that alternate every second, and which frames are loud."""
     is_loud = np.arange(num_frames) // 31 % 2 == 1
     return np.where(is_loud, loud, quiet), is_loud
 
@@ -30,7 +33,7 @@ def in_blocks(find_speech, frames):
 
 
 def voice(seconds, generator):
-    """Vowels: harmonics of a moving pitch under moving formants."""
+    """Synthetic vowels: harmonics of a varying pitch with varying formants."""
 
     def moving(low, high, per_second=5):
         points = np.linspace(0, seconds, per_second * seconds + 1)
@@ -71,14 +74,14 @@ def test_nothing_below_60_db_is_speech():
 
 
 def test_a_hum_between_loud_speech_and_digital_silence_is_no_speech():
-    """The floor of a recording is not that of a silent file."""
+    """Digital silence must not determine the noise floor."""
     levels, is_loud = turns(-10.0, -120.0)
     levels[~is_loud] = np.where(np.arange((~is_loud).sum()) % 4 == 0, -50.0, -120.0)
     np.testing.assert_array_equal(in_blocks(EnergyActivity(RATE), noise(levels)), is_loud)
 
 
 def test_energy_activity_follows_the_recording():
-    """When a fan is switched on it is speech only until the window has forgotten the quiet."""
+    """A new steady noise counts as speech only until the window no longer contains the quiet part."""
     (before, _), (after, is_loud) = turns(-20, -70, 6 * BLOCK), turns(-20, -35, 6 * BLOCK)
     found = in_blocks(EnergyActivity(RATE), noise(np.concatenate([before, after])))
     np.testing.assert_array_equal(found[-3 * BLOCK :], is_loud[-3 * BLOCK :])
@@ -104,7 +107,7 @@ def test_silero_hears_a_voice_and_no_noise():
     assert found.shape == (len(frames),)
     assert not found[:124].any()
     assert found[124:].any()
-    # Its memory goes on from call to call, and not to another recording's.
+    # The network keeps its state between calls, but not between recordings.
     find_speech = SileroActivity(RATE)
     pieces = np.split(frames, [1, 130, 200])
     np.testing.assert_array_equal(np.concatenate([find_speech(piece) for piece in pieces]), found)
@@ -118,5 +121,32 @@ def test_silero_is_for_16_khz():
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr("llm_asr.processing.voice_activity.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"pip install llm-asr\[vad\]"):
+    with pytest.raises(ImportError, match=r"pip install \"llm-asr\[vad\]\""):
         VOICE_ACTIVITIES["silero"](RATE)
+
+
+def test_threads_keep_the_number_of_threads_of_the_process():
+    """A server processes several recordings at a time."""
+    pytest.importorskip("silero_vad")
+
+    before = torch.get_num_threads()
+    frames = (0.1 * np.random.default_rng(0).standard_normal((40, 512))).astype("float32")
+    seen = set()
+
+    def listen():
+        activity = SileroActivity(16000)
+        for _ in range(5):
+            activity(frames)
+            seen.add(torch.get_num_threads())
+
+    torch.set_num_threads(2)
+    try:
+        threads = [threading.Thread(target=listen) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert torch.get_num_threads() == 2
+        assert seen == {2}
+    finally:
+        torch.set_num_threads(before)

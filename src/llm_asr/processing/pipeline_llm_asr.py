@@ -1,52 +1,63 @@
 """`pipeline("automatic-speech-recognition")` for LLM-ASR checkpoints."""
 
+import copy
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
 from transformers import AutomaticSpeechRecognitionPipeline, GenerationConfig
+from transformers.pipelines.pt_utils import KeyDataset
+from transformers.utils import logging
 
 from .audio import stream_audio
+from .cpu_precision import slow_dtypes
 from .processing_llm_asr import LlmAsrProcessor
 from .segmentation import Segment, read_segments
+from .undecoded import is_column, without_decoding
+from .writing import joint
 
 
-# Where neither the speech encoder nor the caller says how long a segment may be.
+logger = logging.get_logger(__name__)
+
+# Longest segment, if neither the speech encoder nor the caller sets a limit.
 DEFAULT_CHUNK_LENGTH_S = 30.0
 
-# Written without spaces, so that segments are joined without them too.
-UNSPACED_LANGUAGES = ("Cantonese", "Chinese", "Japanese")
+# Longest transcript of a segment, if neither the checkpoint nor the caller sets a limit.
+DEFAULT_MAX_NEW_TOKENS = 1024
 
 
 class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
     """
-    Transcribes paths, addresses, bytes, waveforms and `{"array" or "raw", "sampling_rate"}` dicts, one or many, of any
-    length.
+    Transcribes recordings of any length in any form that [`load_audio`] reads. A list of recordings or a column of a dataset
+    (`dataset["audio"]`) gives a list of results. A generator or a `KeyDataset` gives results one by one.
 
-    Importing `llm_asr` makes this the pipeline of the task; for models of other families it returns the stock
-    [`AutomaticSpeechRecognitionPipeline`]. To those without the package, a published checkpoint brings it along. It reads
-    files without ffmpeg and converts sampling rates without torchaudio.
+    Importing `llm_asr` makes this the pipeline of the task. For other model types it returns the stock
+    [`AutomaticSpeechRecognitionPipeline`]. Published checkpoints contain the code of this pipeline, so that it also works
+    without the package. It reads files without ffmpeg and converts sampling rates without torchaudio.
 
-    A recording that is longer than `chunk_length_s` is read as a stream and split at silences; `batch_size` is then the
-    number of segments that are transcribed together.
+    A recording longer than `chunk_length_s` is read as a stream and split at silences. `batch_size` is then the number of
+    segments in a batch.
 
-    Called with:
+    Arguments of a call:
 
-    - `language` (`str`, *optional*): Code or English name. Without it the model names the language of each segment.
+    - `language` (`str`, *optional*): Code or English name. By default the model identifies the language of each segment.
     - `prompt` (`str`, *optional*): Context, such as names or the subject.
-    - `return_timestamps` (`bool` or `str`, *optional*): `True` for the times of segments, `"word"` for those of words,
-      which need a projector with CIF; in seconds, as `chunks`.
+    - `return_timestamps` (`bool` or `str`, *optional*): `True` adds `chunks` with the times of segments in seconds. `"word"`
+      adds `chunks` with the times of words, which needs a projector with CIF.
     - `return_confidence` (`bool`, *optional*): Add `avg_logprob` and `no_speech_prob` to the `chunks` of segments; see
       [`Confidence`].
-    - `chunk_length_s` (`float`, *optional*): Longest segment, in seconds. Defaults to what the speech encoder takes.
-    - `min_silence_s` (`float`, *optional*, defaults to 0.5): Shortest silence that always separates segments.
-    - `vad` (`str`, *optional*, defaults to `"energy"`): What tells speech from silence; see [`split_at_silences`].
-    - `progress_bar` (`bool`, *optional*, defaults to `False`): Show how much of each recording has been read.
-    - `generate_kwargs` (`dict`, *optional*): Passed on to `generate`.
+    - `chunk_length_s` (`float`, *optional*): Longest segment in seconds. Defaults to the speech encoder's limit. With 0,
+      recordings are not split, and recordings beyond the speech encoder's limit are refused.
+    - `min_silence_s` (`float`, *optional*, defaults to 0.5): Shortest silence in seconds that always separates segments.
+    - `vad` (`str`, *optional*, defaults to `"energy"`): Voice activity detection; see [`split_at_silences`]. The transcript
+      of a recording without speech is empty.
+    - `progress_bar` (`bool`, *optional*, defaults to `False`): Show the progress of reading each recording.
+    - `generate_kwargs` (`dict`, *optional*): Further arguments of `generate`.
 
-    and returns `{"text": str, "language": str or None}`, the language by its English name, and `chunks`, if asked for.
+    A call returns `{"text": str, "language": str or None}` with the English name of the language, and `chunks` on request.
 
     Example:
 
@@ -63,9 +74,15 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
     ```
     """
 
-    _default_generation_config = GenerationConfig(max_new_tokens=1024)
-    # `pipeline()` loads it if it can, of the revision and by the token it was given; other families may have none.
-    _load_processor = None
+    # The class of the model is in `modeling`, which the code here does not import.
+    model: Any
+    processor: LlmAsrProcessor
+
+    # With `None`, `pipeline()` loads a processor if there is one, with its own revision and token. Other model types may have
+    # none. The processor here contains tokenizer and feature extractor.
+    _load_processor = None  # type: ignore[assignment]
+    _load_tokenizer = None  # type: ignore[assignment]
+    _load_feature_extractor = None  # type: ignore[assignment]
 
     def __new__(cls, model, *args, **kwargs):
         if model.config.model_type != "llm_asr":
@@ -76,8 +93,14 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
         if processor is None:
             if not model.name_or_path:
                 raise ValueError("`processor` must be passed with a model that was not loaded from a checkpoint.")
-            # Without a configuration, its parts would look for the model's, and ask whether to trust the code that it names.
+            # Without `config`, the parts of the processor would load the model's configuration, and ask whether to trust its
+            # remote code.
             processor = LlmAsrProcessor.from_pretrained(model.name_or_path, config=model.config)
+        processor.check_model(model.config)
+        # Transformers keeps such options in private attributes, which differ between versions.
+        names = {name for name in vars(GenerationConfig()) if not name.startswith("_")} | {"generation_config"}
+        if options := {name: kwargs.pop(name) for name in names & kwargs.keys()}:
+            kwargs["generate_kwargs"] = {**options, **kwargs.get("generate_kwargs", {})}
         super().__init__(
             model,
             feature_extractor=processor.feature_extractor,
@@ -86,7 +109,19 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
             **kwargs,
         )
 
-    def _sanitize_parameters(
+    # Each pipeline of Transformers has parameters of its own in the methods below.
+    def __call__(self, inputs, **kwargs):  # type: ignore[override]
+        if isinstance(inputs, KeyDataset):
+            inputs = KeyDataset(without_decoding(inputs.dataset, inputs.key), inputs.key)
+        if not is_column(inputs):
+            return super().__call__(inputs, **kwargs)
+        if not is_column(inputs.source):
+            inputs = without_decoding(inputs.source, inputs.column_name)[inputs.column_name]
+        # A generator reads one recording at a time; a list would keep all of them in memory.
+        recordings: Any = (recording for recording in inputs)
+        return list(super().__call__(recordings, **kwargs))
+
+    def _sanitize_parameters(  # type: ignore[override]
         self,
         language=None,
         prompt=None,
@@ -110,11 +145,11 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
             raise ValueError(f"`return_timestamps` must be 'word', True or False, got {return_timestamps!r}.")
         if return_timestamps == "word" and not self.model.config.projector_config.uses_cif:
             raise ValueError(
-                "`return_timestamps='word'` needs a projector with CIF ('cif' or 'moe_cif'), and this model's is "
+                "`return_timestamps='word'` needs a projector with CIF ('cif' or 'moe_cif'), but this model's projector is "
                 f"{self.model.config.projector_config.projector_type!r}; use True for the times of segments."
             )
         if return_confidence and return_timestamps == "word":
-            raise ValueError("`return_confidence` is of segments; use it with `return_timestamps=True`.")
+            raise ValueError("`return_confidence` applies to segments; use it with `return_timestamps=True`.")
         longest = self.processor.max_audio_samples
         if (
             longest is not None
@@ -122,8 +157,8 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
             and chunk_length_s > longest / self.processor.sampling_rate
         ):
             raise ValueError(
-                f"`chunk_length_s` is {chunk_length_s}, and the speech encoder takes "
-                f"{longest / self.processor.sampling_rate:g} s; make it no longer."
+                f"`chunk_length_s` is {chunk_length_s}, but the limit of the speech encoder is "
+                f"{longest / self.processor.sampling_rate:g} s; make it smaller."
             )
         _, forward_params, postprocess_params = super()._sanitize_parameters(**kwargs)
         preprocess_params = {
@@ -143,7 +178,7 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
             postprocess_params["language"] = self.processor.language_name(language)
         return preprocess_params, forward_params, postprocess_params
 
-    def preprocess(
+    def preprocess(  # type: ignore[override]
         self,
         inputs,
         language=None,
@@ -154,27 +189,32 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
         progress_bar=False,
     ):
         segments = self._segments(inputs, chunk_length_s, min_silence_s, vad, progress_bar)
-        # The last one must be known as such, and there is always one.
-        current = next(segments)
-        for following in itertools.chain(segments, [None]):
+        # Read one segment ahead, so that the last one is known. There is always at least one.
+        current: tuple[Segment, bool] | None = next(segments)
+        while current is not None:
+            following = next(segments, None)
             segment, has_speech = current
             model_inputs = self.processor.apply_transcription_request(
                 segment.waveform,
                 language=language,
                 prompt=prompt,
                 identify_language=language is None,
-                audio_padding="max_length",
             )
+            # Transformers pads the second dimension when it forms a batch.
+            if self.processor.feature_layout == "mel_first":
+                model_inputs["input_features"] = model_inputs["input_features"].transpose(1, 2)
             is_last = following is None
             times = {"start": segment.start, "end": segment.end}
             yield {"is_last": is_last, "has_speech": has_speech, **times, **model_inputs}
             current = following
 
     def _segments(self, inputs, chunk_length_s, min_silence_s, vad, progress_bar) -> Iterator[tuple[Segment, bool]]:
-        """The recording as a whole, if it is no longer than a segment may be, or split at silences; and if it has speech."""
+        """Yield the segments of a recording, and whether each has speech. A short recording is one segment."""
         sampling_rate, longest = self.processor.sampling_rate, self.processor.max_audio_samples
         if chunk_length_s is None:
             chunk_length_s = DEFAULT_CHUNK_LENGTH_S if longest is None else longest / sampling_rate
+        # As in the stock pipeline, zero disables splitting.
+        chunk_length_s = chunk_length_s or None
         stream = stream_audio(inputs, sampling_rate)
         beginning = list(itertools.islice(stream.blocks, 1))
         stream.blocks = itertools.chain(beginning, stream.blocks)
@@ -187,33 +227,43 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
                 progress.update(int(segment.end) - progress.n)
             progress.update((total or progress.n) - progress.n)
         if not found:
-            # Something must go through the model, for every recording has a result.
+            # Every recording needs a result, so one segment must pass through the model.
             waveform = np.concatenate([np.empty(0, np.float32), *beginning])[:sampling_rate]
             yield Segment(start=0.0, waveform=waveform, sampling_rate=sampling_rate), False
 
-    def _prepare_generate_kwargs(self, generate_kwargs, **overrides):
-        defaults = self._generation_defaults
-        asked = {**self._generate_kwargs, **generate_kwargs}
-        if self.model._option("max_new_tokens_per_second", asked) is not None:
-            # Passed on, the default would be taken for a length that the caller has set, which lifts the model's own limit.
-            self._generation_defaults = {name: value for name, value in defaults.items() if name != "max_new_tokens"}
-        try:
-            return super()._prepare_generate_kwargs(generate_kwargs, **overrides)
-        finally:
-            self._generation_defaults = defaults
+    def _complete_options(self, generate_kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return arguments of `generate`: those of the caller and those that the pipeline needs."""
+        options: dict[str, Any] = {"return_dict_in_generate": True}
+        limits = ("max_new_tokens", "max_length", "max_new_tokens_per_second")
+        # `generate` treats a length argument as the caller's choice, which overrides the model's own limit. So pass the
+        # default only if nothing else sets a limit.
+        if all(self.model._option(name, generate_kwargs) is None for name in limits):
+            options["max_new_tokens"] = DEFAULT_MAX_NEW_TOKENS
+        if "generation_config" not in generate_kwargs:
+            return {**generate_kwargs, **options}
+        # `generate` deprecates a configuration beside single options.
+        config = copy.deepcopy(generate_kwargs["generation_config"])
+        config.update(**options)
+        return {**generate_kwargs, "generation_config": config}
 
-    def _forward(self, model_inputs, **generate_kwargs):
+    def _forward(self, model_inputs, **generate_kwargs):  # type: ignore[override]
+        if self.model.device.type == "cpu" and (slow := slow_dtypes(self.model)):
+            names = " and ".join(str(dtype).removeprefix("torch.") for dtype in slow)
+            logger.warning_once(
+                f"The model has weights in {names}, but this CPU has no instructions for them. Transcribing is several times "
+                "slower than in float32. Pass `dtype=torch.float32` to `pipeline`."
+            )
         piece = {name: model_inputs.pop(name) for name in ("is_last", "has_speech", "start", "end")}
-        outputs = self.model.generate(
-            **model_inputs, **self._prepare_generate_kwargs(generate_kwargs, return_dict_in_generate=True)
-        )
+        if self.processor.feature_layout == "mel_first":
+            model_inputs["input_features"] = model_inputs["input_features"].transpose(1, 2)
+        outputs = self.model.generate(**model_inputs, **self._complete_options(generate_kwargs))
         piece["tokens"] = outputs.sequences
         for name in ("alphas", "avg_logprobs", "no_speech_probs"):
             if outputs.get(name) is not None:
                 piece[name] = outputs[name].float()
         return piece
 
-    def postprocess(self, model_outputs, return_timestamps=False, language=None):
+    def postprocess(self, model_outputs, return_timestamps=False, language=None):  # type: ignore[override]
         frame_period = self.model.config.projector_frame_period
         return join_pieces(model_outputs, self.processor, frame_period, return_timestamps, language)
 
@@ -226,18 +276,19 @@ def join_pieces(
     language: str | None = None,
 ) -> dict:
     """
-    Join what has been generated for the segments of a recording.
+    Join the results of the segments of a recording.
 
     Args:
-        pieces (`Iterable[dict]`): In order, each with `has_speech`, `start` and `end` in seconds, and, as `generate` returns
-            them for one row, `tokens` and possibly `alphas`, `avg_logprobs` and `no_speech_probs`.
-        processor ([`LlmAsrProcessor`]): Of the model.
-        frame_period (`float`): Seconds from one of `alphas` to the next.
+        pieces (`Iterable[dict]`): Results in order. Each has `has_speech`, `start` and `end` in seconds, and the outputs of
+            `generate` for one row: `tokens` and possibly `alphas`, `avg_logprobs` and `no_speech_probs`.
+        processor ([`LlmAsrProcessor`]): The model's processor.
+        frame_period (`float`): Seconds between consecutive `alphas`.
         return_timestamps (`bool` or `str`, *optional*, defaults to `False`): See [`LlmAsrPipeline`].
-        language (`str`, *optional*): English name of the language; without it, what the model has named is reported.
+        language (`str`, *optional*): English name of the language. By default the result has the language that the model
+            identified in most of the recording.
 
     Returns:
-        `dict`: `{"text", "language"}` and possibly `chunks`, as [`LlmAsrPipeline`] returns them.
+        `dict`: `{"text", "language"}` and possibly `chunks`; see [`LlmAsrPipeline`].
     """
     text = ""
     chunks: list[dict] = []
@@ -248,7 +299,7 @@ def join_pieces(
             continue
         spoken = language or decoded["language"]
         seconds[spoken] += piece["end"] - piece["start"]
-        text += ("" if not text or spoken in UNSPACED_LANGUAGES else " ") + decoded["text"]
+        text += joint(text, decoded["text"]) + decoded["text"]
         if return_timestamps:
             chunks += _chunks(piece, decoded["text"], spoken, processor, frame_period, return_timestamps)
     result = {"text": text, "language": seconds.most_common(1)[0][0] if seconds else language}
@@ -263,23 +314,24 @@ def _chunks(
     frame_period: float,
     return_timestamps: bool | str,
 ) -> list[dict]:
-    """When a segment's parts were spoken, as far as that is known."""
-    start, end = piece["start"], piece["end"]
+    """The parts of a segment with their times. Without CIF weights, the whole segment is one part."""
+    start, end = round(piece["start"], 3), round(piece["end"], 3)
     chunks = [{"text": text, "timestamp": (start, end)}]
     if "alphas" in piece and piece["alphas"].any():
         decoded = processor.decode(
             piece["tokens"][0],
+            return_language=True,
             output_offsets=return_timestamps,
             alphas=piece["alphas"][0],
             frame_period=frame_period,
         )
         chunks = [
-            {"text": part["text"], "timestamp": tuple(min(start + time, end) for time in part["timestamp"])}
+            {"text": part["text"], "timestamp": tuple(round(min(start + time, end), 3) for time in part["timestamp"])}
             for part in decoded["offsets"]
         ]
     if return_timestamps == "word":
         return chunks
-    details = {"language": language}
+    details: dict[str, str | float | None] = {"language": language}
     for name, scores in (("avg_logprob", "avg_logprobs"), ("no_speech_prob", "no_speech_probs")):
         if scores in piece:
             details[name] = float(piece[scores][0])

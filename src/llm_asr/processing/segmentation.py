@@ -1,4 +1,4 @@
-"""Splitting a long recording at silences, while it is read."""
+"""Splits a long recording at silences while it is read."""
 
 import itertools
 import math
@@ -11,14 +11,17 @@ from .audio import AudioStream
 from .voice_activity import FRAME_SECONDS, VOICE_ACTIVITIES, frame_levels
 
 
-# Samples are looked at in pieces of this length, however they are read, so that segments do not depend on it.
+# Samples are analysed in blocks of this length, so that segments do not depend on the sizes in which samples are read.
 BLOCK_SECONDS = 10.0
 
-# Silence that is kept on either side of a segment, if there is as much.
+# Silence to keep on either side of a segment, if it is long enough.
 PADDING_SECONDS = 0.2
 
-# What is shorter, and stands alone, is a click.
+# Shorter isolated sounds are clicks.
 MIN_SPEECH_SECONDS = 0.1
+
+# Shortest rest after a cut. Speech encoders refuse recordings that are shorter than one of their frames.
+MIN_REST_SECONDS = 0.4
 
 
 @dataclass
@@ -27,8 +30,8 @@ class Segment:
     A part of a recording.
 
     Attributes:
-        start (`float`): Seconds from the start of the recording.
-        waveform (`np.ndarray` of shape `(num_samples,)`): float32.
+        start (`float`): Start of the segment, in seconds from the start of the recording.
+        waveform (`np.ndarray` of shape `(num_samples,)`): Samples, float32.
         sampling_rate (`int`): Samples per second.
     """
 
@@ -38,7 +41,7 @@ class Segment:
 
     @property
     def end(self) -> float:
-        """Seconds from the start of the recording."""
+        """End of the segment, in seconds from the start of the recording."""
         return self.start + len(self.waveform) / self.sampling_rate
 
 
@@ -52,23 +55,23 @@ def split_at_silences(
     """
     Split a recording into segments with speech.
 
-    A silence of `min_silence_s` ends a segment. Where none comes in time, it is cut in the middle of the longest silence of
-    its second half or, without any, where that is quietest; such cuts leave out and repeat nothing. No more of the
-    recording is held than a segment and a few seconds.
+    A silence of `min_silence_s` ends a segment. If a segment reaches `max_segment_s`, it is cut in the middle of the longest
+    silence in its second half, or at the quietest place there. Such cuts neither drop nor repeat samples. Only one segment and
+    a few more seconds are kept in memory.
 
     Args:
         blocks (`Iterable[np.ndarray]`): Consecutive samples, float32 arrays of shape `(num_samples,)`.
         sampling_rate (`int`): Samples per second.
-        max_segment_s (`float`, *optional*, defaults to 30.0): Longest segment, in seconds.
-        min_silence_s (`float`, *optional*, defaults to 0.5): Shortest silence that always separates segments, in seconds.
-        vad (`str`, *optional*, defaults to `"energy"`): What tells speech from silence: `"energy"`, or `"silero"`, a neural
-            network, for recordings with noise or music.
+        max_segment_s (`float`, *optional*, defaults to 30.0): Longest segment in seconds.
+        min_silence_s (`float`, *optional*, defaults to 0.5): Shortest silence in seconds that always separates segments.
+        vad (`str`, *optional*, defaults to `"energy"`): Voice activity detection: `"energy"`, or `"silero"`, a neural network
+            for recordings with noise or music.
 
     Returns:
-        `Iterator[Segment]`: In order, not overlapping; none where there is no speech.
+        `Iterator[Segment]`: Segments in order, without overlap. A recording without speech has none.
 
     Raises:
-        `ValueError`: If an argument is impossible.
+        `ValueError`: If an argument has an invalid value.
         `ImportError`: If `vad` needs a package that is not installed.
     """
     if vad not in VOICE_ACTIVITIES:
@@ -78,7 +81,7 @@ def split_at_silences(
     if not min_silence_s > 0:
         raise ValueError(f"`min_silence_s` must be positive, got {min_silence_s}.")
     if not 1.0 <= max_segment_s < math.inf:
-        raise ValueError(f"The longest segment must have at least 1 s, and an end, got {max_segment_s}.")
+        raise ValueError(f"The longest segment must be finite and last at least 1 s, got {max_segment_s}.")
     if max_segment_s <= min_silence_s:
         raise ValueError(
             f"The longest segment must be longer than `min_silence_s`, got {max_segment_s} and {min_silence_s}."
@@ -91,30 +94,35 @@ def split_at_silences(
 def read_segments(
     stream: AudioStream,
     sampling_rate: int,
-    max_segment_s: float = 30.0,
+    max_segment_s: float | None = 30.0,
     min_silence_s: float = 0.5,
     vad: str = "energy",
 ) -> Iterator[Segment]:
     """
-    A recording as a whole, if it is known to be no longer than a segment may be, or split at silences while it is read.
+    Read the segments of a recording. A recording whose duration is known and at most `max_segment_s` is one segment. Any other
+    recording is split at silences while it is read.
 
     Args:
-        stream ([`AudioStream`]): The recording, of which nothing has been read.
+        stream ([`AudioStream`]): The recording. Nothing may have been read from it.
         sampling_rate (`int`): Samples per second of the stream.
-        max_segment_s, min_silence_s, vad: See [`split_at_silences`].
+        max_segment_s (`float`, *optional*, defaults to 30.0): Longest segment in seconds. `None` disables splitting.
+        min_silence_s, vad: See [`split_at_silences`].
 
     Returns:
-        `Iterator[Segment]`: In order; none where a long recording has no speech.
+        `Iterator[Segment]`: Segments in order. A recording without speech has none.
 
     Raises:
-        `ValueError`, `ImportError`: As [`split_at_silences`] and [`stream_audio`], before the first segment where it can be
-            told.
+        `ValueError`, `ImportError`: See [`split_at_silences`] and [`stream_audio`]. If possible, they are raised before the
+            first segment.
     """
-    if stream.duration is not None and stream.duration <= max_segment_s:
+    if max_segment_s is None or (stream.duration is not None and stream.duration <= max_segment_s):
         waveform = np.concatenate([np.empty(0, np.float32), *stream.blocks])
-        yield Segment(start=0.0, waveform=waveform, sampling_rate=sampling_rate)
+        # The speech encoder decides whether it accepts a recording that is too short for voice activity detection.
+        is_short = len(waveform) < MIN_SPEECH_SECONDS * sampling_rate
+        if is_short or any(split_at_silences([waveform], sampling_rate, min_silence_s=min_silence_s, vad=vad)):
+            yield Segment(start=0.0, waveform=waveform, sampling_rate=sampling_rate)
         return
-    # Of what is no recording the first block tells.
+    # Read the first block now, so that an unusable recording raises its error here.
     first = list(itertools.islice(stream.blocks, 1))
     yield from split_at_silences(
         itertools.chain(first, stream.blocks), sampling_rate, max_segment_s, min_silence_s, vad
@@ -136,7 +144,8 @@ class SplittingRules:
         self.longest = int(self.max_segment_s / seconds)
         self.silence = max(1, round(self.min_silence_s / seconds))
         self.speech = round(MIN_SPEECH_SECONDS / seconds)
-        # Both sides of a silence keep some of it.
+        self.rest = min(round(MIN_REST_SECONDS / seconds), self.longest // 2 - 1)
+        # The segments on both sides of a silence share it.
         self.padding = max(1, min(round(PADDING_SECONDS / seconds), self.silence // 2))
 
 
@@ -155,7 +164,7 @@ def _split(blocks: Iterable[np.ndarray], rules: SplittingRules, find_speech) -> 
                 break
             first, end, is_cut = found
             waveform = samples[first * rules.frame_length : end * rules.frame_length]
-            # Next to a cut even a short piece is part of speech.
+            # Beside a cut, even a short sound is part of speech.
             if speech[first:end].sum() >= (1 if was_cut or is_cut else rules.speech):
                 yield Segment(
                     (start + first * rules.frame_length) / rules.sampling_rate, waveform, rules.sampling_rate
@@ -166,11 +175,11 @@ def _split(blocks: Iterable[np.ndarray], rules: SplittingRules, find_speech) -> 
 
 
 def _reblock(blocks: Iterable[np.ndarray], size: int) -> Iterator[tuple[np.ndarray, bool]]:
-    """Blocks of `size` samples, and whether it is the last, which may be shorter."""
+    """Yield blocks of `size` samples, and whether each is the last one, which may be shorter."""
     held = np.empty(0, dtype=np.float32)
     for block in blocks:
         held = np.concatenate([held, block])
-        # One is kept back: nobody knows yet whether it is the last.
+        # Keep one block back, because it may be the last one.
         while len(held) > size:
             yield held[:size], False
             held = held[size:]
@@ -182,33 +191,37 @@ def _next_segment(
     speech: np.ndarray, levels: np.ndarray, is_last: bool, rules: SplittingRules
 ) -> tuple[int, int, bool] | None:
     """
-    First and end of the next segment in frames, what precedes it being silence, and whether it is cut off there; `None` if
-    more must be read.
+    Find the next segment: its first frame and its end in frames, and whether it ends with a cut. Frames before it are silence.
+    `None` if more of the recording must be read first.
     """
     spoken = np.flatnonzero(speech)
     if not len(spoken):
-        # Silence, of which the next segment may want the end.
+        # Everything is silence. Keep its end, which may become the padding of the next segment.
         end = len(speech) if is_last else len(speech) - rules.padding
         return (end, end, False) if end > 0 else None
     first = max(0, int(spoken[0]) - rules.padding)
-    # A silence is a gap between spoken frames; the one at the end may go on.
+    # A silence is a gap between frames with speech. A silence at the end may continue in the next block.
     gaps = np.flatnonzero(np.diff(spoken) > rules.silence)
     last = int(spoken[gaps[0]] if len(gaps) else spoken[-1])
     if last - first >= rules.longest:
-        return first, _best_cut(speech, levels, first + rules.longest // 2, first + rules.longest), True
+        end = first + rules.longest
+        if len(speech) < end + rules.rest and not is_last:
+            return None
+        # The rest after the cut must be long enough for the speech encoder.
+        return first, _best_cut(speech, levels, first + rules.longest // 2, min(end, len(speech) - rules.rest)), True
     if len(gaps) or is_last or len(speech) - 1 - last >= rules.silence:
         return first, min(last + 1 + rules.padding, first + rules.longest, len(speech)), False
     return None
 
 
 def _best_cut(speech: np.ndarray, levels: np.ndarray, low: int, high: int) -> int:
-    """The middle of the longest silence between two frames, or where it is quietest."""
+    """The middle of the longest silence from frame `low` to `high`. Without a silence, the quietest place."""
     silent = np.flatnonzero(~speech[low:high])
     if len(silent):
         runs = np.split(silent, np.flatnonzero(np.diff(silent) > 1) + 1)
         longest = max(runs, key=len)
         return low + int(longest[len(longest) // 2])
-    # Over three frames, because a single one may be quiet within a word.
+    # Average over three frames, because a single frame inside a word may be quiet.
     smooth = np.convolve(levels[low - 1 : high + 1], np.ones(3) / 3, mode="valid")
     return low + int(smooth.argmin())
 

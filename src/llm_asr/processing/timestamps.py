@@ -1,35 +1,71 @@
-"""When words were spoken, read off the weights of Continuous Integrate-and-Fire."""
+"""Computes the times of words from the weights of Continuous Integrate-and-Fire."""
 
 import itertools
+from collections.abc import Iterable
 
 import numpy as np
 
+from .writing import joint, split_units
 
-# What a boundary within a full weight costs, against a word that is one token too heavy or too light. Words miss their
-# counts by a token now and then, while the weights between words are next to nothing: the pause is the better witness.
+
+# Cost of a boundary inside a full weight, relative to a word whose weight is wrong by one token. Weights of words are
+# sometimes wrong by a token, while weights between words are almost zero. So pauses are the more reliable evidence.
 PAUSE_PREFERENCE = 50.0
 
-# Weights below which a frame is no longer taken for speech, at the start and at the end of a word.
+# A frame at the start or at the end of a word with a smaller weight does not count as speech.
 ONSET_WEIGHT = 0.03
 OFFSET_WEIGHT = 0.02
 
 
-def align_words(token_counts: list[int], alphas: np.ndarray, frame_period: float) -> list[tuple[float, float]]:
+def split_words(tokenizer, token_ids: Iterable[int]) -> tuple[list[str], list[float]]:
     """
-    Start and end of each word.
+    Split generated tokens into words, or into characters for scripts without spaces, and count the tokens of each. Words
+    that share a token get equal shares of it.
+    """
+    special = set(tokenizer.all_special_ids)
+    ids = [int(token_id) for token_id in token_ids if int(token_id) not in special]
+    token_counts: list[float] = []
+    num_pending = 0
+    for count in range(1, len(ids) + 1):
+        # A single token may be part of a character, so count the words in the whole text so far.
+        text = tokenizer.decode(ids[:count], skip_special_tokens=True)
+        num_pending += 1
+        if not text or text[-1].isspace() or text[-1] == "\N{REPLACEMENT CHARACTER}":
+            # A space or the start of a character belongs to the next word.
+            continue
+        num_words = len(split_units(text))
+        if num_words > len(token_counts):
+            num_new = num_words - len(token_counts)
+            token_counts += [num_pending / num_new] * num_new
+        else:
+            token_counts[-1] += num_pending
+        num_pending = 0
+    words = split_units(tokenizer.decode(ids, skip_special_tokens=True))
+    # A text that ends in an incomplete character may have one more word than was counted.
+    if len(words) > len(token_counts):
+        token_counts.append(num_pending)
+    elif token_counts:
+        token_counts[-1] += num_pending
+    return words, token_counts
 
-    A word of `n` tokens holds a weight of `n`, as CIF was trained to give it. The boundaries between words are those that
-    minimise, over all words, `(weight - n)^2 / n`, and over all boundaries, `PAUSE_PREFERENCE * min(alpha before, alpha
-    behind)`, found by dynamic programming. A word starts with the first frame of its span that has weight; half of the
-    pause behind it counts to it, since speech fades more slowly than its weights.
+
+def align_words(token_counts: list[float], alphas: np.ndarray, frame_period: float) -> list[tuple[float, float]]:
+    """
+    Compute the start and the end of each word.
+
+    CIF is trained to give a word of `n` tokens a total weight of `n`. Dynamic programming finds the boundaries that minimise
+    the sum of `(weight - n)^2 / n` over all words and `PAUSE_PREFERENCE * min(alpha before, alpha after)` over all boundaries.
+    A word starts with the first frame of its span that has weight. It includes half of the pause after it, because speech
+    fades more slowly than its weights.
 
     Args:
-        token_counts (`list[int]`): Tokens of each word.
+        token_counts (`list[float]`): Number of tokens of each word, with a fraction for a shared token.
         alphas (`np.ndarray` of shape `(num_frames,)`): CIF weights, zero in padding.
-        frame_period (`float`): Seconds from one weight to the next.
+        frame_period (`float`): Seconds between consecutive weights.
 
     Returns:
-        `list[tuple[float, float]]`: In seconds, in order, never overlapping; empty without words.
+        `list[tuple[float, float]]`: Start and end of each word in seconds, rounded to milliseconds, in order and without
+        overlap.
 
     Raises:
         `ValueError`: If `alphas` is not one-dimensional, or no frame has weight.
@@ -40,26 +76,26 @@ def align_words(token_counts: list[int], alphas: np.ndarray, frame_period: float
         return []
     weighing = np.flatnonzero(alphas > 0)
     if not len(weighing):
-        raise ValueError("`alphas` has no weight, so that nothing says when the words were spoken.")
+        raise ValueError("`alphas` has no weight above zero, so the times of the words are unknown.")
     weights = alphas[: weighing[-1] + 1].astype(np.float64)
     weights *= sum(token_counts) / weights.sum()
 
     boundaries = _place_boundaries(np.array(token_counts), weights)
-    starts, ends = [], []
+    firsts, lasts = [], []
     for first, last in itertools.pairwise(boundaries):
         span = weights[first:last]
         onsets, offsets = np.flatnonzero(span > ONSET_WEIGHT), np.flatnonzero(span > OFFSET_WEIGHT)
-        starts.append(first + (onsets[0] if len(onsets) else 0))
-        ends.append(first + offsets[-1] + 1 if len(offsets) else last)
-    starts, ends = np.array(starts, dtype=float), np.array(ends, dtype=float)
-    starts = np.maximum.accumulate(starts)
+        firsts.append(first + (onsets[0] if len(onsets) else 0))
+        lasts.append(first + offsets[-1] + 1 if len(offsets) else last)
+    starts, ends = np.maximum.accumulate(np.array(firsts, dtype=float)), np.array(lasts, dtype=float)
     ends[:-1] = np.maximum((ends[:-1] + starts[1:]) / 2, starts[:-1])
     ends = np.maximum(ends, starts)
-    return [(float(start), float(end)) for start, end in zip(starts * frame_period, ends * frame_period, strict=True)]
+    times = np.stack([starts, ends], axis=1) * frame_period
+    return [(round(start, 3), round(end, 3)) for start, end in times.tolist()]
 
 
 def _place_boundaries(token_counts: np.ndarray, weights: np.ndarray) -> list[int]:
-    """The frame that each word begins before, and the end of the last, as indices from 0 to `len(weights)`."""
+    """First frame of each word, and the end of the last word, as indices from 0 to `len(weights)`."""
     before = np.concatenate([[0.0], weights.cumsum()])
     crossing = np.concatenate([[np.inf], np.minimum(weights[:-1], weights[1:]), [np.inf]])
     is_valley = (crossing[1:-1] <= crossing[:-2]) & (crossing[1:-1] <= crossing[2:])
@@ -67,7 +103,7 @@ def _place_boundaries(token_counts: np.ndarray, weights: np.ndarray) -> list[int
     if len(places) <= len(token_counts):
         places = np.arange(len(weights) + 1)
 
-    # cost[i] is the least cost of the words so far if the last of them ends at places[i].
+    # cost[i] is the lowest cost of the words so far if the last of them ends at places[i].
     cost = np.full(len(places), np.inf)
     cost[0] = 0.0
     masses = before[places][None, :] - before[places][:, None]
@@ -90,21 +126,21 @@ def _place_boundaries(token_counts: np.ndarray, weights: np.ndarray) -> list[int
 
 def join_segments(words: list[dict], longest_pause: float) -> list[dict]:
     """
-    Words joined to segments that a pause longer than `longest_pause` seconds separates.
+    Join words to segments. A pause of more than `longest_pause` seconds separates segments.
 
     Args:
         words (`list[dict]`): `{"text": str, "timestamp": (start, end)}`, in order.
-        longest_pause (`float`): Seconds.
+        longest_pause (`float`): Longest pause inside a segment, in seconds.
 
     Returns:
-        `list[dict]`: Of the same form.
+        `list[dict]`: Segments in the same form.
     """
     segments: list[dict] = []
     for word in words:
         start, end = word["timestamp"]
         if segments and start - segments[-1]["timestamp"][1] <= longest_pause:
             segment = segments[-1]
-            segment["text"] += f" {word['text']}"
+            segment["text"] += joint(segment["text"], word["text"]) + word["text"]
             segment["timestamp"] = (segment["timestamp"][0], end)
         else:
             segments.append({"text": word["text"], "timestamp": (start, end)})

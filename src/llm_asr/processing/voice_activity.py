@@ -1,40 +1,39 @@
-"""Which frames of a recording hold speech, told piece by piece."""
+"""Finds the frames of a recording with speech, block by block."""
 
 from collections import deque
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import torch
 
 
-# Samples in a frame, at 16 kHz; what Silero's model works on. Other sampling rates have frames of the same duration.
+# Duration of a frame: Silero's model needs 512 samples at 16 kHz.
 FRAME_SECONDS = 0.032
 
-# What is below is silence in any recording.
+# A lower level is silence in any recording.
 SILENCE_DB = -60.0
 
 
 def frame_levels(frames: np.ndarray) -> np.ndarray:
-    """Level of frames of shape `(num_frames, frame_length)`, in decibels below full scale: shape `(num_frames,)`."""
+    """Levels of frames of shape `(num_frames, frame_length)`, in decibels relative to full scale: shape `(num_frames,)`."""
     return 10 * np.log10(np.square(frames, dtype=np.float64).mean(axis=1) + 1e-12)
 
 
 class EnergyActivity:
     """
-    Speech is what is loud, for a recording: a frame whose level is above 30 % of the way from the noise floor to the speech
-    level, which are the 5th and the 95th percentile of the last half minute.
+    Detects speech by its loudness. The noise floor and the speech level are the 5th and the 95th percentile of the levels in
+    the last half minute. A frame is speech if its level is more than 30 % of the way from the noise floor to the speech level.
 
-    Where the two are close together nothing says what is noise, and everything above -60 dB is taken for speech, so that
-    none of it is lost.
+    If the two levels are close together, noise and speech cannot be distinguished. Everything above -60 dB then counts as
+    speech, so that no speech is lost.
 
     Args:
         sampling_rate (`int`): Samples per second.
     """
 
-    # Percentiles over less than the longest segment would follow its own loudness.
+    # The window must be as long as the longest segment. Otherwise the percentiles would follow the loudness of one segment.
     WINDOW_SECONDS = 30.0
-    # Speech is no further above its own pauses than this; a floor further down is that of a silent room or file.
+    # Largest difference of speech and its own pauses. A lower floor comes from digital silence or a silent room.
     MAX_CONTRAST_DB = 50.0
     MIN_CONTRAST_DB = 6.0
 
@@ -43,11 +42,13 @@ class EnergyActivity:
 
     def __call__(self, frames: np.ndarray) -> np.ndarray:
         """
+        Find the frames with speech.
+
         Args:
             frames (`np.ndarray` of shape `(num_frames, frame_length)`): Consecutive frames of samples.
 
         Returns:
-            `np.ndarray` of shape `(num_frames,)`, bool.
+            `np.ndarray` of shape `(num_frames,)`, bool: True for speech.
         """
         levels = frame_levels(frames)
         self.levels.extend(levels)
@@ -59,14 +60,14 @@ class EnergyActivity:
 
 class SileroActivity:
     """
-    Speech by Silero's neural network (https://github.com/snakers4/silero-vad), whose package ships its weights.
+    Detects speech with Silero's neural network (https://github.com/snakers4/silero-vad). Its package contains the weights.
 
     Args:
-        sampling_rate (`int`): Samples per second; 16000.
+        sampling_rate (`int`): Samples per second. It must be 16000.
 
     Raises:
         `ImportError`: If the package is not installed.
-        `ValueError`: If the sampling rate is another.
+        `ValueError`: If the sampling rate is not 16000.
     """
 
     THRESHOLD = 0.5
@@ -75,23 +76,23 @@ class SileroActivity:
         if sampling_rate != 16000:
             raise ValueError(f"`vad='silero'` works at 16000 samples per second, got {sampling_rate}; use 'energy'.")
         package = find_spec("silero_vad")
-        if package is None:
-            raise ImportError("`vad='silero'` needs a package that is not installed: `pip install llm-asr[vad]`.")
+        if package is None or package.submodule_search_locations is None:
+            raise ImportError("`vad='silero'` needs a package that is not installed: `pip install \"llm-asr[vad]\"`.")
+        # Importing PyTorch is slow, and the command line needs the names of `VOICE_ACTIVITIES` without delay.
+        import torch
+
         # Importing the package would set the number of threads of the whole process to one.
         self.model = torch.jit.load(Path(package.submodule_search_locations[0]) / "data/silero_vad.jit", "cpu").eval()
         self.model.reset_states()
         self.sampling_rate = sampling_rate
 
-    @torch.no_grad()
     def __call__(self, frames: np.ndarray) -> np.ndarray:
         """See [`EnergyActivity.__call__`]."""
-        num_threads = torch.get_num_threads()
-        # Its layers are so small that several threads only wait for each other.
-        torch.set_num_threads(1)
-        try:
+        import torch
+
+        # Keep the number of threads: changing it would affect all threads of a server.
+        with torch.no_grad():
             probabilities = [self.model(frame[None], self.sampling_rate).item() for frame in torch.from_numpy(frames)]
-        finally:
-            torch.set_num_threads(num_threads)
         return np.array(probabilities) > self.THRESHOLD
 
 
