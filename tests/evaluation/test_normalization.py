@@ -40,6 +40,19 @@ def test_letters_are_words_where_there_are_no_spaces():
     assert get_normalizer("Chinese")("今天,好 吗?").split() == list("今天好吗")
 
 
+@pytest.mark.parametrize("language", ["tr", "tr_tr", "tur", "Turkish", "az_az"])
+def test_the_dot_of_an_i_is_a_letter_in_turkish(language):
+    normalize = get_normalizer(language)
+    assert normalize("IŞIK İzmir") == normalize("ışık izmir") == "ışık izmir"
+    assert normalize("I\N{COMBINING DOT ABOVE}zmir") == "izmir"
+    assert get_normalizer("de")("IN") == "in"
+
+
+@pytest.mark.parametrize("language", ["tha", "jpn", "zho", "cmn_hans_cn", "mya", "khm", "lao", "Thai", "nan", "bod"])
+def test_every_code_of_a_language_without_spaces(language):
+    assert is_unspaced(language)
+
+
 def test_an_unknown_normalizer_is_refused():
     with pytest.raises(ValueError, match="`normalizer` must be one of basic, whisper, got 'none'"):
         get_normalizer("en", "none")

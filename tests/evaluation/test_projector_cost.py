@@ -22,14 +22,14 @@ def make_config(projector_type, **options):
         ("conv", {}),
         ("conv", {"conv_strides": [5]}),
         ("cif", {}),
-        # Where the fallback has nothing to pad, it multiplies no more than it must.
+        # With one expert the fallback has no padding, so it does not compute additional products.
         ("moe", {"num_experts": 1, "num_experts_per_tok": 1, "num_shared_experts": 2}),
         ("moe", {"num_experts_per_tok": 4, "router_type": "mlp", "router_hidden_size": 8}),
         ("moe_cif", {"num_experts_per_tok": 4}),
     ],
 )
 def test_operations_are_those_that_torch_counts(projector_type, options):
-    """Ten seconds of audio in float64, for which all products are of kinds that are counted."""
+    """Uses ten seconds of audio in float64, because PyTorch counts all of its products in float64."""
     config = make_config(projector_type, **options)
     projector = build_projector(config).double()
     for parameter in projector.parameters():
@@ -40,10 +40,10 @@ def test_operations_are_those_that_torch_counts(projector_type, options):
         output = projector(frames, mask, lengths)
     expected = counter.get_total_flops()
     if config.projector_config.uses_cif:
-        # Integration is not counted as a product.
+        # PyTorch does not count the integration as a product.
         expected += 2 * 250 * 16
     if options.get("num_experts_per_tok") == 4:
-        # And weighing outputs is, where it is done by a product.
+        # With all experts, the weighting of outputs is a product, which PyTorch counts.
         expected -= 2 * int(output.lengths) * 4 * 40
     rate = int(output.lengths) / 10
     assert 10 * projector_cost(config, tokens_per_second=rate).flops_per_second == pytest.approx(expected)
@@ -79,7 +79,7 @@ def test_matched_parameters(projector_type, reference_type, parameters):
     difference = projector_cost(config).total_parameters - getattr(
         projector_cost(reference), f"{parameters}_parameters"
     )
-    # A step of the width is one row and one column and a bias.
+    # Increasing the width by one adds a row, a column and a bias.
     assert abs(difference) <= (16 + 40 + 1) / 2
 
 

@@ -51,12 +51,12 @@ def test_a_small_but_steady_difference_is_seen_through_hard_utterances():
     assert found["delta_interval"][0] < found["delta"] < found["delta_interval"][1] < 0
     assert found["probability_of_improvement"] == 1
     assert found["p_value"] < 0.001
-    # The interval of each alone is wider than the difference.
+    # The interval of a single system is wider than the difference.
     assert bootstrap_interval(errors_a, words)[0] < found["wer_b"]
 
 
 def test_the_p_value_is_that_of_all_permutations():
-    # Of 2 ** 5 exchanges, two give a difference as large as five.
+    # Two of the 2 ** 5 permutations give a difference of five.
     found = compare_systems([1] * 5, [0] * 5, [1] * 5, num_resamples=20_000)
     assert found["p_value"] == pytest.approx(2 / 32, abs=0.006)
 
@@ -64,7 +64,10 @@ def test_the_p_value_is_that_of_all_permutations():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: bootstrap_interval([1], [1, 2]), "`errors` has 1 utterances and `ref_words` 2; pair them"),
+        (
+            lambda: bootstrap_interval([1], [1, 2]),
+            "`errors` has 1 utterances and `ref_words` 2; they must have the same length",
+        ),
         (lambda: bootstrap_interval([1], [0]), "`ref_words` has no word"),
         (lambda: bootstrap_interval([1], [1], confidence=95), "`confidence` must be between 0 and 1, got 95"),
         (lambda: compare_systems([1], [1, 2], [1]), "`errors_b` has 2 utterances"),

@@ -1,6 +1,6 @@
 """
-Trains LoRA, projector and draft head sharded by FSDP2, as `accelerate` does by `examples/recipes/accelerate/fsdp2.yaml`,
-and compares them with themselves, whole: `torchrun shard_lora.py FOLDER AUDIO_MODEL TEXT_MODEL`.
+Trains LoRA, projector and draft head with FSDP2, as `accelerate` does with `examples/recipes/accelerate/fsdp2.yaml`, and
+compares them with unsharded training: `torchrun shard_lora.py FOLDER AUDIO_MODEL TEXT_MODEL`.
 """
 
 import os
@@ -26,7 +26,7 @@ RECIPE = TESTS.parent / "examples" / "recipes" / "accelerate" / "fsdp2.yaml"
 
 
 def shard(model: torch.nn.Module) -> torch.nn.Module:
-    """What `accelerate` does, which on a CPU it leaves out."""
+    """Shard a model as `accelerate` does. On a CPU, `accelerate` itself does not shard."""
     options = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))["fsdp_config"]
     version = options.pop("fsdp_version")
     plugin = FullyShardedDataParallelPlugin(
@@ -44,14 +44,15 @@ def shard(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def train(model: torch.nn.Module, batch: dict, num_items: torch.Tensor, num_processes: int = 1) -> torch.Tensor:
-    """Losses of three steps, on this process."""
+    """Train three steps, and return the losses of this process."""
     model.train()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-2)
+    # With a smaller `eps`, rounding errors of gradients near zero would become full steps.
+    optimizer = torch.optim.AdamW(parameters, lr=1e-2, eps=1e-3)
     losses = []
     for _ in range(3):
         loss = model(**batch, num_items_in_batch=num_items).loss
-        # Gradients are averaged over processes, and the loss is a share of a sum.
+        # FSDP averages gradients over processes, but the loss is a part of a sum.
         (num_processes * loss).backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""A tiny speech dataset on disk."""
+"""Writes a tiny speech dataset to disk."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ TEXTS = ("one two", "three", "uno dos tres", "cuatro cinco")
 
 
 def write_speech_dataset(folder: Path, size: int = 8) -> Path:
-    """A JSON Lines file with `size` recordings beside it; a word is a tone, so that there is something to learn."""
+    """Write `size` recordings and a JSON Lines file. Each word is a tone, so that a model can learn them."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for index in range(size):

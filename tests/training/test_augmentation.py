@@ -1,41 +1,61 @@
-"""Recordings altered as they are read."""
+"""Augmentation of recordings."""
 
 import numpy as np
 import pytest
 import torch
 from speech_files import write_speech_dataset
-from tiny_models import compose
+from tiny_models import compose, make_tokenizer
 from torch.utils.data import DataLoader
-from transformers import ParakeetFeatureExtractor, SeamlessM4TFeatureExtractor, WhisperFeatureExtractor
+from transformers import (
+    ParakeetEncoderConfig,
+    ParakeetFeatureExtractor,
+    SeamlessM4TFeatureExtractor,
+    Wav2Vec2BertConfig,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+)
 
+from llm_asr import LlmAsrConfig, LlmAsrProcessor
+from llm_asr.datasets_asr import load_asr_dataset
 from llm_asr.training.arguments import DataArguments, LlmAsrTrainingArguments
 from llm_asr.training.augmentation import Augmentation, SpecAugment, SpeedPerturbation
 from llm_asr.training.data_collator import LlmAsrDataCollator
-from llm_asr.training.datasets_asr import load_asr_dataset
 from llm_asr.training.trainer import LlmAsrTrainer
 
 
-EXTRACTORS = {
-    "whisper": WhisperFeatureExtractor(),
-    "wav2vec2-bert": SeamlessM4TFeatureExtractor(),
-    "parakeet": ParakeetFeatureExtractor(),
+def make_processor(audio_config, feature_extractor):
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|audio|>"]})
+    settings = LlmAsrConfig.describe_speech_encoder(audio_config, feature_extractor)
+    return LlmAsrProcessor(feature_extractor, tokenizer, **settings)
+
+
+# Processors with the number of mel frames that they stack into one frame.
+PROCESSORS = {
+    "whisper": (make_processor(WhisperConfig(), WhisperFeatureExtractor()), 1),
+    "wav2vec2-bert": (make_processor(Wav2Vec2BertConfig(), SeamlessM4TFeatureExtractor()), 2),
+    "parakeet": (make_processor(ParakeetEncoderConfig(), ParakeetFeatureExtractor()), 1),
 }
+WHISPER, _ = PROCESSORS["whisper"]
 
 
-def make_features(spec_augment, num_frames=(300, 120), num_bins=80):
-    """Features without a repeated value, so that what was masked can be told."""
+def make_features(spec_augment, num_stacked=1, num_frames=(300, 120), num_bins=80):
+    """Features with all different values, so that masked values are recognisable."""
     torch.manual_seed(0)
     mask = (torch.arange(max(num_frames)) < torch.tensor(num_frames)[:, None]).long()
-    size = num_bins * spec_augment.num_stacked
+    size = num_bins * num_stacked
     features = torch.randn(len(num_frames), size, max(num_frames)) + 3.0
     features = features.masked_fill(mask[:, None] == 0, 0.0)
     return features if spec_augment.is_time_last else features.transpose(1, 2), mask
 
 
-@pytest.mark.parametrize("name", EXTRACTORS)
+@pytest.mark.parametrize("name", PROCESSORS)
 def test_spans_of_time_and_frequency_take_the_mean(name):
-    spec_augment = SpecAugment(EXTRACTORS[name], max_time_seconds=0.5)
-    features, mask = make_features(spec_augment)
+    processor, num_stacked = PROCESSORS[name]
+    spec_augment = SpecAugment(processor, max_time_seconds=0.5)
+    features, mask = make_features(spec_augment, num_stacked)
     draws = torch.rand(2, spec_augment.num_draws, dtype=torch.float64)
     masked = spec_augment(features, mask, draws)
     if not spec_augment.is_time_last:
@@ -46,18 +66,18 @@ def test_spans_of_time_and_frequency_take_the_mean(name):
         hidden = real != before
         assert torch.allclose(real[hidden], before.mean())
         frames, bins = hidden.all(0), hidden.all(1)
-        # Nothing is masked beside whole frames and whole bins.
+        # Masks cover only whole frames and whole bins.
         assert torch.equal(hidden, frames[None] | bins[:, None])
-        longest = int(min(0.2 * num_frames, 0.5 * 100 / spec_augment.num_stacked))
+        longest = int(min(0.2 * num_frames, 0.5 * 100 / num_stacked))
         assert 0 < frames.sum() <= 2 * longest
-        # A mel bin is hidden in all frames that are stacked.
-        bins = bins.unflatten(0, (spec_augment.num_stacked, -1))
+        # A masked mel bin is masked in all stacked frames.
+        bins = bins.unflatten(0, (num_stacked, -1))
         assert torch.equal(bins[0], bins[-1])
         assert 0 < bins[0].sum() <= 2 * 27
 
 
 def test_masks_of_a_recording_depend_on_its_own_draws_alone():
-    spec_augment = SpecAugment(EXTRACTORS["whisper"])
+    spec_augment = SpecAugment(WHISPER)
     features, mask = make_features(spec_augment)
     draws = torch.rand(2, spec_augment.num_draws, dtype=torch.float64)
     together = spec_augment(features, mask, draws)
@@ -66,7 +86,7 @@ def test_masks_of_a_recording_depend_on_its_own_draws_alone():
 
 
 def test_extreme_draws_stay_within_the_recording():
-    spec_augment = SpecAugment(EXTRACTORS["whisper"], max_time_share=1.0, max_time_seconds=100.0)
+    spec_augment = SpecAugment(WHISPER, max_time_share=1.0, max_time_seconds=100.0)
     features, mask = make_features(spec_augment)
     for draw in (0.0, np.nextafter(1.0, 0.0)):
         masked = spec_augment(features, mask, torch.full((2, spec_augment.num_draws), draw, dtype=torch.float64))
@@ -103,17 +123,23 @@ def test_speeds_that_would_leave_the_bounds_are_not_drawn():
     [
         (lambda: SpeedPerturbation(()), "`factors` must be one or more positive speeds"),
         (lambda: SpeedPerturbation((1.0, 0.0)), "`factors` must be one or more positive speeds"),
-        (lambda: SpecAugment(EXTRACTORS["whisper"], num_time_masks=-1), "`num_time_masks` must not be negative"),
-        (lambda: SpecAugment(EXTRACTORS["whisper"], max_time_share=1.5), "`max_time_share` must be a share"),
-        (lambda: SpecAugment(EXTRACTORS["whisper"], max_time_seconds=-1.0), "`max_time_seconds` must not be negative"),
+        (lambda: SpecAugment(WHISPER, num_time_masks=-1), "`num_time_masks` must not be negative"),
+        (lambda: SpecAugment(WHISPER, max_time_share=1.5), "`max_time_share` must be a share"),
+        (lambda: SpecAugment(WHISPER, max_time_seconds=-1.0), "`max_time_seconds` must not be negative"),
         (lambda: Augmentation(seed=-1), "`seed` must not be negative"),
-        (lambda: DataArguments(spec_augment=True, feature_cache="cache"), "pass one or the other"),
-        (lambda: DataArguments(speed_perturbation=[1.1], feature_cache="cache"), "pass one or the other"),
+        (lambda: DataArguments(spec_augment=True, feature_cache="cache"), "use one or the other"),
+        (lambda: DataArguments(speed_perturbation=[1.1], feature_cache="cache"), "use one or the other"),
     ],
 )
 def test_bad_arguments_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_waveforms_have_no_mel_bins_to_mask():
+    processor = make_processor(Wav2Vec2Config(), Wav2Vec2FeatureExtractor())
+    with pytest.raises(ValueError, match="takes waveforms; use speed perturbation"):
+        SpecAugment(processor)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +153,7 @@ def composed(parts):
 
 
 def make_collator(processor, seed=0):
-    augmentation = Augmentation(SpeedPerturbation(), SpecAugment(processor.feature_extractor), seed)
+    augmentation = Augmentation(SpeedPerturbation(), SpecAugment(processor), seed)
     return LlmAsrDataCollator(processor, augmentation=augmentation)
 
 
@@ -179,7 +205,7 @@ def make_trainer(parts, dataset, folder, max_steps):
         data_collator=LlmAsrDataCollator(processor),
         train_dataset=dataset,
         eval_dataset=dataset,
-        augmentation=Augmentation(SpeedPerturbation(), SpecAugment(processor.feature_extractor)),
+        augmentation=Augmentation(SpeedPerturbation(), SpecAugment(processor)),
     )
 
 
@@ -191,7 +217,7 @@ def test_training_alters_recordings_resumes_alike_and_evaluates_them_as_they_are
         plain["input_features_mask"].sum(1),
     )
     whole.train()
-    # The third step is the first of the second epoch.
+    # The third step is the first step of the second epoch.
     resumed = make_trainer(parts, dataset, tmp_path / "resumed", max_steps=5)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
     expected = whole.model.state_dict()

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from speech_files import write_speech_dataset
 from tiny_models import compose
 
+from llm_asr.datasets_asr import load_asr_dataset, open_dataset
 from llm_asr.training.data_collator import LlmAsrDataCollator
-from llm_asr.training.datasets_asr import load_asr_dataset
 from llm_asr.training.feature_cache import cache_audio_hidden_states
 
 
@@ -49,6 +49,18 @@ def test_parquet_may_hold_the_recordings_themselves(dataset_file, parts):
     assert torch.equal(
         collator(from_bytes.to_list())["input_features"], collator(from_paths.to_list())["input_features"]
     )
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_saved_dataset_gives_the_same_rows(dataset_file, streaming):
+    expected = open_dataset(str(dataset_file))
+    expected.save_to_disk(dataset_file.parent / "one")
+    DatasetDict({"test": expected}).save_to_disk(dataset_file.parent / "splits")
+    for name in ("one", "splits"):
+        rows = open_dataset(str(dataset_file.parent / name), split="test", streaming=streaming)
+        assert list(rows) == expected.to_list()
+    with pytest.raises(ValueError, match=r"no split 'dev'; its splits are \['test'\]"):
+        open_dataset(str(dataset_file.parent / "splits"), split="dev")
 
 
 def test_a_missing_dataset_or_column_is_named(dataset_file):
@@ -111,7 +123,7 @@ def test_cached_hidden_states_train_like_recordings(dataset_file, parts, tmp_pat
     from_recordings = model(**LlmAsrDataCollator(processor)(dataset.to_list()))
     collator = LlmAsrDataCollator(processor, hidden_states_column="audio_hidden_states")
     from_cache = model(**collator(cached.to_list()))
-    # The cache is in float16.
+    # The cache has float16 precision.
     assert torch.allclose(from_cache.loss, from_recordings.loss, rtol=5e-3)
     assert torch.equal(from_cache.audio_lengths, from_recordings.audio_lengths)
 
@@ -120,7 +132,7 @@ def test_the_cache_computes_nothing_twice_and_knows_its_encoder(dataset_file, pa
     model, processor = compose(parts, "conv")
     dataset = load_asr_dataset(str(dataset_file))
     first = cache_audio_hidden_states(dataset, model, processor, tmp_path)["audio_hidden_states"]
-    # Eight rows hold four different recordings.
+    # The eight rows have four different recordings.
     assert len(set(first)) == len(list(tmp_path.glob("*.safetensors"))) == 4
     times = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
     assert cache_audio_hidden_states(dataset, model, processor, tmp_path)["audio_hidden_states"] == first
@@ -149,15 +161,57 @@ def test_a_bounded_cache_makes_room_for_what_is_in_use(dataset_file, parts, tmp_
         options["max_gigabytes"] = max_bytes / 1e9
         return cache_audio_hidden_states(rows, model, processor, tmp_path, **options)["audio_hidden_states"]
 
-    # One more, for which the one used longest ago goes.
+    # One more file replaces the least recently used one.
     new = encode([1], size + 100)
     assert {str(file) for file in tmp_path.glob("*.safetensors")} == {*first[:3], *new}
-    # What is found is used, and what is named as in use stays.
+    # Existing files are used, and files in `in_use` are kept.
     assert encode([1], size + 100) == new
     others = encode([0, 2], size + 100, in_use=new)
     left = {str(file) for file in tmp_path.glob("*.safetensors")}
     assert {*new, *others} <= left
     assert sum(Path(file).stat().st_size for file in left) <= size + 100
-    with pytest.raises(ValueError, match="`max_gigabytes` is 1e-06.*raise it"):
+    with pytest.raises(ValueError, match="`max_gigabytes` is 1e-06.*raise `max_gigabytes`"):
         encode([3], 1000, in_use=[*new, *others])
     assert {str(file) for file in tmp_path.glob("*.safetensors")} == left
+
+
+DAMAGED_FILES = {
+    "cut.jsonl": (b'{"audio": "a.wav", "text": "x"}\n{"audio": "b.w', "cannot be read: JSON parse error"),
+    "ragged.csv": (b"audio,text\na.wav,x\nb.wav,y,z,w\n", "cannot be read: .*Expected 2 fields in line 3, saw 4"),
+    "ragged.tsv": (b"audio\ttext\na.wav\tx\nb.wav\ty\tz\n", "cannot be read: .*Expected 2 fields in line 3, saw 3"),
+    "damaged.parquet": (b"PAR1 and no more", "cannot be read: .*Parquet"),
+    "empty.jsonl": (b"", "is empty; write it again"),
+    "empty.csv": (b"", "is empty; write it again"),
+    "header.csv": (b"audio,text\n", "cannot be read|has no rows"),
+    "latin.csv": ("audio,text\na.wav,año\n".encode("latin-1"), "cannot be read: .*utf-8"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED_FILES)
+def test_a_damaged_file_is_named(tmp_path, name):
+    contents, message = DAMAGED_FILES[name]
+    (tmp_path / name).write_bytes(contents)
+    with pytest.raises(ValueError, match=f"`dataset` file '.*{name}' ({message})"):
+        load_asr_dataset(str(tmp_path / name))
+
+
+BAD_ROWS = {
+    "language": ({"language": "xx"}, "`language` 'xx' is not among"),
+    "language of another type": ({"language": 3}, "`language` must be a string"),
+    "audio": ({"audio": None}, "`audio` must be a path"),
+    "audio token": ({"text": "one <|audio|>"}, r"column 'text' must not contain the audio token '<\|audio\|>'"),
+    "text": ({"text": None}, "column 'text' must hold a transcript, got None"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_ROWS)
+def test_a_bad_row_is_named(parts, recordings, fault):
+    fields, message = BAD_ROWS[fault]
+    processor = compose(parts, "conv")[1]
+    rows = [
+        {"audio": recording, "text": "one", "language": "en", "row": 7 + index}
+        for index, recording in enumerate(recordings)
+    ]
+    rows[1] |= fields
+    with pytest.raises((TypeError, ValueError), match=f"^Dataset row 8: {message}"):
+        LlmAsrDataCollator(processor)(rows)

@@ -1,4 +1,4 @@
-"""Datasets of many makes in one mixture: the same rows, probabilities, resuming, processes."""
+"""Mixing datasets with different columns: rows, probabilities, resuming and processes."""
 
 import io
 import json
@@ -34,7 +34,7 @@ def audio(name):
 
 STRING, INTEGER, FLOAT, AUDIO = Value("string"), Value("int64"), Value("float64"), Audio(decode=False)
 
-# The columns of the datasets of these names; the value of each row, what a recipe says, and the text that is to come out.
+# Columns of known datasets, the values of each row, the entry of a recipe, and the expected text.
 SCHEMAS = {
     "fleurs": (
         {
@@ -114,7 +114,7 @@ SCHEMAS = {
 
 
 def write_parquet(file, columns, features):
-    """As the Hub has it: with a feature `Audio`, and the files inside."""
+    """Write a Parquet file like those on the Hub, with a feature `Audio` that contains the audio files."""
     plain = {
         name: {"bytes": Value("binary"), "path": STRING} if feature == AUDIO else feature
         for name, feature in features.items()
@@ -125,7 +125,7 @@ def write_parquet(file, columns, features):
 
 
 def write_rows(file, language, size, seconds=0.1):
-    """A Parquet file whose texts say which row they are."""
+    """Write a Parquet file whose texts identify the rows."""
     rows = {
         "audio": [{"bytes": wav(seconds), "path": f"{language}{index}.wav"} for index in range(size)],
         "text": [f"{language}{index}" for index in range(size)],
@@ -143,7 +143,7 @@ def spec(dataset, language, size, streaming=True):
 
 @pytest.fixture
 def specs(tmp_path):
-    """Two languages that stream; one of them in four files, so that there are shards."""
+    """Two streaming languages. One of them has four files, which are shards."""
     for part in range(4):
         write_rows(tmp_path / "es" / f"{part}.parquet", f"es{part}-", 5)
     en = write_rows(tmp_path / "en.parquet", "en", 8)
@@ -152,7 +152,7 @@ def specs(tmp_path):
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    # `datasets` sleeps for seconds whenever an interleaved Parquet file is closed.
+    # `datasets` sleeps for seconds after closing an interleaved Parquet file.
     monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
 
 
@@ -184,7 +184,7 @@ def test_every_schema_gives_the_same_columns(schema, streaming, tmp_path):
         assert (row["text"], row["language"], row["dataset"]) == (text, language, str(folder))
         assert row["row"].startswith(f"{folder}#")
         assert set(row) == {"audio", "text", "language", "dataset", "row", "duration"}
-        # Told by the dataset, or read by the filters; of streams nobody keeps what was read.
+        # The duration comes from the dataset or from the filters. Streams do not keep the duration of the filters.
         assert row["duration"] == (None if streaming and "duration_column" not in recipe else 0.1)
     assert filters.report.counts == {str(folder): {"kept": 3}}
 
@@ -232,7 +232,7 @@ def test_without_a_temperature_every_row_comes_once(specs):
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_rows_are_drawn_with_these_probabilities(streaming, tmp_path):
-    # Spanish is in two datasets: its share is that of 400 rows, and is divided among them 3 to 1.
+    # Spanish has 400 rows in two datasets, which share its probability 3 to 1.
     sizes = {"a": ("es", 300), "b": ("es", 100), "c": ("en", 25)}
     specs = []
     for name, (language, size) in sizes.items():
@@ -242,11 +242,11 @@ def test_rows_are_drawn_with_these_probabilities(streaming, tmp_path):
         specs.append(spec(str(file), language, size, streaming))
     rows = list(load_mixture(specs, temperature=2.0, seed=3))
     counts = Counter(row["text"][0] for row in rows)
-    # sqrt(400) to sqrt(25) is 4 to 1.
+    # The ratio of sqrt(400) and sqrt(25) is 4 to 1.
     for name, probability in (("a", 0.6), ("b", 0.2), ("c", 0.2)):
         deviation = (probability * (1 - probability) / len(rows)) ** 0.5
         assert counts[name] / len(rows) == pytest.approx(probability, abs=4 * deviation)
-    # No row is left out; those of the smaller language came several times.
+    # No row is left out, and rows of the smaller language are repeated.
     assert set(texts(rows)) == {f"{name}{index}" for name, (_, size) in sizes.items() for index in range(size)}
     assert len(rows) < 3 * 425
     assert texts(rows) == texts(load_mixture(specs, temperature=2.0, seed=3))
@@ -287,7 +287,7 @@ def test_resuming_repeats_and_loses_nothing(specs, buffer_size):
         for stop, state in enumerate(states, start=1):
             again = resumed(mixture(), json.loads(state))
             assert whole[:stop] + texts(again) == whole
-        # Once: what comes next is an epoch from its beginning.
+        # Resuming applies once. The next iteration is an epoch from its start.
         assert texts(again) == whole
 
 
@@ -314,7 +314,7 @@ def test_epochs_and_seeds_shuffle_anew(specs):
     mixture.set_epoch(0)
     assert texts(mixture) == first
     assert texts(load_mixture(specs, seed=1, shuffle_buffer_size=5)) != first
-    # Files come in another order, too.
+    # The order of files changes too.
     mixture = load_mixture(specs[:1], shuffle_buffer_size=1)
     orders = set()
     for epoch in range(5):
@@ -326,7 +326,7 @@ def test_epochs_and_seeds_shuffle_anew(specs):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_processes_share_the_rows_evenly(specs, num_workers):
-    """As the `Trainer` prepares its loader, once for each of two processes."""
+    """Prepares the loader as the `Trainer` does, for each of two processes."""
     ranks = []
     for rank in range(2):
         mixture = load_mixture(specs[:1], shuffle_buffer_size=4)
@@ -340,7 +340,7 @@ def test_processes_share_the_rows_evenly(specs, num_workers):
     seen = [[text for batch in rank for text in batch] for rank in ranks]
     everything = {f"es{part}-{index}" for part in range(4) for index in range(5)}
     assert set(seen[0]) | set(seen[1]) == everything
-    # Each worker completes its last batch with rows it had.
+    # Each worker completes its last batch with earlier rows.
     if num_workers == 0:
         assert not set(seen[0]) & set(seen[1])
         assert len(seen[0]) == len(seen[1]) == 10
@@ -373,7 +373,7 @@ def test_filters_count_what_they_reject(streaming, tmp_path):
     assert {row["text"] for row in rows} == {f"es{index}" for index in range(6)}
     counts = filters.report.counts[str(tmp_path / "mixed.parquet")]
     if streaming:
-        # The smaller of the two comes around again.
+        # The smaller dataset is repeated.
         assert counts["empty text"] >= 1
         assert counts["too long"] >= 4
         assert counts["too long"] % 4 == 0
@@ -398,8 +398,8 @@ def test_filters_count_what_they_reject(streaming, tmp_path):
         ({"streaming": False}, "`num_rows` of dataset .* is only for `streaming: true`; remove it"),
         ({"text_column": "sentence"}, r"no column 'sentence'; its columns are \['audio', 'text'\]"),
         ({"duration_column": "seconds"}, "no column 'seconds'"),
-        ({"num_rows": None}, "streams and does not tell its size; give `num_rows`"),
-        ({"language": None, "language_column": "text"}, "cannot be counted; give one `language`"),
+        ({"num_rows": None}, "streams and does not provide its size; set `num_rows`"),
+        ({"language": None, "language_column": "text"}, "cannot be counted; set one `language`"),
         ({"dataset": "nowhere.parquet"}, "nowhere.parquet' does not exist"),
         ({"dataset": None}, "`dataset` of dataset None must be a string, got None"),
     ],
@@ -428,7 +428,7 @@ def test_names_of_sources():
 
 
 def test_a_resumed_training_run_sees_the_rows_it_would_have_seen(tmp_path, parts):
-    """The `Trainer` counts batches and skips them, so that order is all it needs."""
+    """The `Trainer` skips as many batches as before, so only their order matters."""
     file = write_speech_dataset(tmp_path / "speech")
     lines = [json.loads(line) | {"text": f"one {index}"} for index, line in enumerate(file.read_text().splitlines())]
     file.write_text("\n".join(map(json.dumps, lines)))
@@ -462,7 +462,7 @@ def test_a_resumed_training_run_sees_the_rows_it_would_have_seen(tmp_path, parts
 
     seen = []
     whole = train()
-    # Six steps are one epoch and a half.
+    # Six steps are one and a half epochs.
     assert sorted(text for batch in whole[:4] for text in batch) == sorted(row["text"] for row in lines)
     assert whole[4:6] != whole[:2]
     assert train(str(tmp_path / "run" / "checkpoint-2"))[:6] == whole[:6]

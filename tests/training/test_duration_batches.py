@@ -1,4 +1,4 @@
-"""Batches bounded by their padded seconds."""
+"""Batches with a limit in padded seconds."""
 
 from collections import Counter
 
@@ -10,9 +10,9 @@ from datasets import Dataset
 from speech_files import write_speech_dataset
 from tiny_models import compose
 
+from llm_asr.datasets_asr import load_asr_dataset
 from llm_asr.training.arguments import LlmAsrTrainingArguments
 from llm_asr.training.data_collator import LlmAsrDataCollator
-from llm_asr.training.datasets_asr import load_asr_dataset
 from llm_asr.training.duration_batches import DurationBatchSampler, read_durations
 from llm_asr.training.trainer import LlmAsrTrainer
 
@@ -102,7 +102,7 @@ def test_bad_arguments_are_refused(seconds, options, message):
 
 def test_durations_come_from_the_column_or_from_the_recordings(tmp_path):
     dataset = load_asr_dataset(str(write_speech_dataset(tmp_path)))
-    # A word of the recordings lasts 0.3 s.
+    # A word in the recordings lasts 0.3 s.
     expected = [0.3 * len(text.split()) for text in dataset["text"]]
     assert read_durations(dataset) == pytest.approx(expected)
     told = [None, 7.0] + [None] * (len(dataset) - 2)
@@ -111,7 +111,7 @@ def test_durations_come_from_the_column_or_from_the_recordings(tmp_path):
 
 
 class Recorder(LlmAsrDataCollator):
-    """Notes the rows of each batch."""
+    """Records the rows of each batch."""
 
     def __call__(self, rows):
         self.processor.seen_rows.append([row["row"] for row in rows])
@@ -150,7 +150,7 @@ def test_the_trainer_takes_such_batches_and_resumes_among_them(parts, dataset, t
     whole, seen = make_trainer(parts, dataset, tmp_path / "whole")
     whole.train()
     steps = len(seen) // 2
-    # 8 recordings of 0.3 to 0.9 s.
+    # The 8 recordings last 0.3 to 0.9 s.
     assert steps == whole.state.max_steps // 2 == 5
     for epoch in (seen[:steps], seen[steps:]):
         assert sorted(row for batch in epoch for row in batch) == list(range(8))

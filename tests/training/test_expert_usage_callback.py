@@ -4,8 +4,8 @@ from speech_files import write_speech_dataset
 from tiny_models import compose
 from transformers import Trainer, TrainingArguments
 
+from llm_asr.datasets_asr import load_asr_dataset
 from llm_asr.training.data_collator import LlmAsrDataCollator
-from llm_asr.training.datasets_asr import load_asr_dataset
 from llm_asr.training.expert_usage_callback import ExpertUsageCallback
 
 
@@ -40,7 +40,7 @@ def test_balance_is_logged_with_the_loss(parts, tmp_path):
     )
     logs = train_and_read(trainer)
     assert [entry["step"] for entry in logs] == [2, 4]
-    # The logs of the `Trainer` itself are still written.
+    # The `Trainer` still writes its own logs.
     losses = [entry["step"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses == [2, 4]
     for entry, batches in zip(logs, (chosen[:2], chosen[2:]), strict=True):

@@ -1,4 +1,4 @@
-"""Which rows are left out, and how they are counted."""
+"""Rejecting rows, and counting rejected rows."""
 
 import copy
 import io

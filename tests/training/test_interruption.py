@@ -1,7 +1,8 @@
-"""Runs that are killed, told to stop or go wrong."""
+"""Runs that are killed, that receive a signal, or that fail."""
 
 import json
 import math
+import multiprocessing
 import os
 import random
 import shutil
@@ -11,21 +12,21 @@ import sys
 
 import pytest
 import torch
-import train
 from safetensors.torch import load_file
 from speech_files import write_speech_dataset
 from test_training import recipe, training_options
 from tiny_models import compose
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from llm_asr.datasets_asr import load_asr_dataset
+from llm_asr.training import program as train
 from llm_asr.training.arguments import LlmAsrTrainingArguments
 from llm_asr.training.data_collator import LlmAsrDataCollator
-from llm_asr.training.datasets_asr import load_asr_dataset
 from llm_asr.training.interruption import GracefulExit, ManifestCallback, last_complete_checkpoint
 from llm_asr.training.trainer import LlmAsrTrainer
 
 
-# Four steps an epoch, and checkpoints within epochs.
+# An epoch has four steps, and checkpoints are inside epochs.
 RUN = {
     "per_device_train_batch_size": 2,
     "max_steps": 42,
@@ -60,9 +61,9 @@ def assert_same_weights(run, expected, message=None):
 
 
 def start_and_signal(file, number, step):
-    """Run `examples/train.py` in a process of its own until it logs `step`, then send a signal."""
+    """Run `llm-asr train` in a separate process, and send a signal when it logs `step`."""
     process = subprocess.Popen(
-        [sys.executable, train.__file__, file],
+        [sys.executable, "-m", "llm_asr", "train", str(file)],
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -73,7 +74,7 @@ def start_and_signal(file, number, step):
         for line in process.stdout:
             seen += "'grad_norm'" in line
             if seen == step:
-                # To its data loader's worker as well, as schedulers do.
+                # Send the signal to the workers of the data loader too, as schedulers do.
                 os.killpg(process.pid, number)
                 break
         process.stdout.read()
@@ -83,7 +84,7 @@ def start_and_signal(file, number, step):
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(parts, dataset_file, whole_run, tmp_path, number, status):
-    # Not seeded: another step every time.
+    # The step is not seeded, so that runs of the test use different steps.
     step = random.SystemRandom().choice([step for step in range(4, 30) if step % 3 and step % 4])
     file = recipe(parts, dataset_file, tmp_path, **RUN)
     assert start_and_signal(file, number, step) == status, step
@@ -97,7 +98,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(parts, dataset_file, 
 
 @pytest.mark.slow
 def test_a_run_that_died_after_its_last_step_takes_no_further_step(whole_run, tmp_path):
-    """42 steps end in the middle of an epoch."""
+    """The run ends after 42 steps, inside an epoch."""
     run = tmp_path / "run"
     shutil.copytree(whole_run, run)
     for name in ("model.safetensors", "trainer_state.json"):
@@ -121,7 +122,7 @@ def make_trainer(parts, dataset_file, folder, callbacks=(), trainer_class=Traine
 
 @pytest.fixture(scope="module")
 def checkpoints(parts, dataset_file, tmp_path_factory):
-    """A folder with checkpoints 2 and 4, whose weights are in several files."""
+    """A folder with the checkpoints 2 and 4. Their weights are in several files."""
     folder = tmp_path_factory.mktemp("checkpoints")
     trainer = make_trainer(parts, dataset_file, folder, [ManifestCallback()])
     save = trainer.model.save_pretrained
@@ -172,7 +173,7 @@ def test_a_single_checkpoint_is_refused(parts, dataset_file, tmp_path):
 
 
 class Signaller(TrainerCallback):
-    """Sends signals to its own process before the second step ends."""
+    """Sends signals to this process before the second step ends."""
 
     def __init__(self, *numbers):
         self.numbers = numbers
@@ -191,12 +192,13 @@ def test_a_signal_ends_training_with_a_checkpoint(parts, dataset_file, tmp_path,
     callbacks = [Signaller(number), graceful_exit, ManifestCallback()]
     options = {"per_device_train_batch_size": 2, "save_strategy": strategy, "logging_steps": 5}
     trainer = make_trainer(parts, dataset_file, tmp_path, callbacks, **options)
-    trainer.train()
+    with graceful_exit:
+        trainer.train()
     assert graceful_exit.signal_number == number
     assert trainer.state.global_step == 2
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
-    # What was learned since the last log is not lost.
+    # The losses since the last log are not lost.
     assert [entry["step"] for entry in trainer.state.log_history if "loss" in entry] == [2]
     assert signal.getsignal(number) == before
 
@@ -204,16 +206,72 @@ def test_a_signal_ends_training_with_a_checkpoint(parts, dataset_file, tmp_path,
 def test_a_second_interrupt_does_not_wait(parts, dataset_file, tmp_path):
     graceful_exit = GracefulExit()
     trainer = make_trainer(parts, dataset_file, tmp_path, [Signaller(signal.SIGINT, signal.SIGINT), graceful_exit])
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), graceful_exit:
         trainer.train()
     assert trainer.state.global_step == 1
-    graceful_exit.on_train_end(None, None, None)
+
+
+class Failing(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        raise RuntimeError("a fault of the second step")
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_exception_gives_signals_back(parts, dataset_file, tmp_path, num_workers):
+    """Otherwise the process would ignore SIGTERM."""
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)]
+    graceful_exit = GracefulExit()
+    options = {"dataloader_num_workers": num_workers}
+    trainer = make_trainer(parts, dataset_file, tmp_path, [graceful_exit, Failing()], **options)
+    with pytest.raises(RuntimeError, match="a fault of the second step") as error, graceful_exit:
+        trainer.train()
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before[:2]
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    # The traceback still keeps the data loader of the workers alive.
+    assert error.tb is not None
+    assert not multiprocessing.active_children()
+
+
+def test_signals_are_handled_in_a_block(parts, dataset_file, tmp_path):
+    trainer = make_trainer(parts, dataset_file, tmp_path, [GracefulExit()])
+    with pytest.raises(RuntimeError, match="in a `with` block"):
+        trainer.train()
+
+
+def run_program(file, **environment):
+    command = [sys.executable, "-m", "llm_asr", "train", str(file)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+
+
+@pytest.mark.parametrize("fault", ["a missing file", "a bad row", "a full disk"])
+def test_a_fault_ends_the_program_with_its_name(parts, tmp_path, fault):
+    """The run has workers. Without the fix, Python would wait endlessly for them, because they block SIGTERM."""
+    dataset_file = write_speech_dataset(tmp_path / "speech")
+    run = tmp_path / "run"
+    if fault == "a missing file":
+        (tmp_path / "speech/5.wav").unlink()
+        message = "Dataset row 5: `audio` file"
+    elif fault == "a bad row":
+        rows = [json.loads(line) for line in dataset_file.read_text().splitlines()]
+        rows[6]["language"] = "xx"
+        dataset_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        message = "Dataset row 6: `language` 'xx' is not among"
+    else:
+        (run / "checkpoint-2").mkdir(parents=True)
+        (run / "checkpoint-2/optimizer.pt").symlink_to("/dev/full")
+        message = f"No space left on device; make room and resume: '{run}'"
+    options = {"dataloader_num_workers": 2, "save_steps": 2, "max_steps": 8, "do_eval": False}
+    ended = run_program(recipe(parts, dataset_file, run, **options))
+    assert ended.returncode == 1, ended.stderr
+    assert message in ended.stderr
 
 
 def test_training_without_a_signal_goes_to_its_end(parts, dataset_file, tmp_path):
     graceful_exit = GracefulExit()
     trainer = make_trainer(parts, dataset_file, tmp_path, [graceful_exit])
-    trainer.train()
+    with graceful_exit:
+        trainer.train()
     assert graceful_exit.signal_number is None
     assert trainer.state.global_step == 4
 
@@ -256,7 +314,7 @@ def test_weights_that_were_damaged_before_are_named(parts, dataset_file, tmp_pat
     parameter = trainer.model.model.projector.mlp
     name, parameter = next(iter(parameter.named_parameters()))
     parameter.data.view(-1)[0] = math.nan
-    with pytest.raises(FloatingPointError, match="parameters already were"):
+    with pytest.raises(FloatingPointError, match="parameters were not finite before"):
         trainer.train()
     report = json.loads((tmp_path / "nonfinite_loss.json").read_text())
     assert report["nonfinite_parameters"] == [f"model.projector.mlp.{name}"]

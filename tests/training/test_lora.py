@@ -1,10 +1,9 @@
-"""LoRA in PEFT's variants, merged and by language."""
+"""LoRA with PEFT's variants, with merging, and with an adapter for each language."""
 
 import json
 
 import pytest
 import torch
-import train
 from peft import PeftModel
 from safetensors.torch import load_file
 from speech_files import write_speech_dataset
@@ -13,6 +12,7 @@ from tiny_models import compose
 from transformers import AutoModelForSpeechSeq2Seq
 
 from llm_asr import LlmAsrForConditionalGeneration
+from llm_asr.training import program as train
 from llm_asr.training.lora import add_lora
 
 
@@ -29,7 +29,7 @@ VARIANTS = {
 
 @pytest.fixture
 def batches(parts, recordings):
-    """A request, and batches of two languages to train on."""
+    """A request, and training batches of two languages."""
     _, processor = compose(parts, "moe_cif")
     requests = processor.apply_transcription_request(recordings[:2])
     english = processor.apply_transcription_request(recordings[:2], transcription=["one two", "three"])
@@ -39,7 +39,7 @@ def batches(parts, recordings):
 
 @pytest.fixture(scope="module")
 def base(parts, tmp_path_factory):
-    """The folder of a model that adapters are made for."""
+    """The folder of the base model of adapters."""
     folder = tmp_path_factory.mktemp("base")
     model, _ = compose(parts, "moe_cif", draft_head=True)
     model.save_pretrained(folder)
@@ -89,7 +89,7 @@ def test_variants_are_reloaded_and_merged(base, batches, tmp_path, options):
 
 
 def test_layers_are_named_in_the_language_model_alone(base):
-    """Speech encoders have a `q_proj`, too."""
+    """Speech encoders also have a `q_proj`."""
     adapted = add_lora(load_base(base), rank=2, target_modules=["q_proj"])
     layers = {name.partition(".lora_")[0] for name, _ in adapted.named_parameters() if "lora_" in name}
     assert layers == {f"base_model.model.model.language_model.layers.{i}.self_attn.q_proj" for i in (0, 1)}
@@ -106,14 +106,14 @@ def test_options_that_peft_does_not_know_are_refused(base):
 
 
 def test_languages_have_adapters_of_their_own(base, batches, tmp_path):
-    """Trained one after the other on what they share, saved and loaded together."""
+    """The adapters are trained one after the other on the same base, and saved and loaded together."""
     model = add_lora(load_base(base), rank=4, dropout=0.0, adapter_name="en")
     untrained = logits(load_base(base), batches["en"])
     fit(model, batches["en"])
     expected = {"en": logits(model, batches["en"])}
     add_lora(model, rank=2, dropout=0.0, adapter_name="es", use_dora=True)
     assert model.peft_config["es"].target_modules == model.peft_config["en"].target_modules
-    # It begins where the base is, and not where the other adapter has come to.
+    # The second adapter starts from the base, and not from the first adapter.
     assert torch.allclose(logits(model, batches["en"]), untrained, atol=1e-4)
     fit(model, batches["es"])
     expected["es"] = logits(model, batches["en"])
@@ -180,7 +180,7 @@ def test_a_recipe_names_options_of_peft(parts, tmp_path):
 @pytest.mark.parametrize("option", ["load_in_8bit", "load_in_4bit"])
 def test_a_recipe_trains_on_a_quantised_language_model(parts, tmp_path, monkeypatch, option):
     pytest.importorskip("bitsandbytes")
-    # On some CPUs it repacks weights when they are first evaluated, and can then no longer train through them.
+    # On some CPUs bitsandbytes repacks weights at the first evaluation. It then cannot compute gradients through them.
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
     dataset_file = write_speech_dataset(tmp_path / "speech")
     options = {"lora_rank": 4, "freeze_text": True, "max_steps": 20, option: True}
@@ -188,7 +188,7 @@ def test_a_recipe_trains_on_a_quantised_language_model(parts, tmp_path, monkeypa
     history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
     losses = [log["lm_loss"] for log in history if "lm_loss" in log]
     assert losses[-1] < 0.7 * losses[0]
-    # Merged into the language model as it was published, which needs no library.
+    # LoRA is merged into the original language model, so loading does not need bitsandbytes.
     merged = AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path / "run")
     assert not hasattr(merged.config, "quantization_config")
     assert {tensor.dtype for tensor in merged.state_dict().values()} == {torch.float32}

@@ -1,4 +1,4 @@
-"""Training with the `Trainer`s, end to end: compose, train, save, reload, transcribe."""
+"""Training end to end with all `Trainer` classes: compose, train, save, reload, transcribe."""
 
 import json
 import shutil
@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import train
 from peft import PeftModel
 from speech_files import write_speech_dataset
 from tiny_models import PROJECTOR_KWARGS, compose
@@ -19,12 +18,14 @@ from transformers import (
     pipeline,
 )
 
-from llm_asr.evaluation.metrics import ErrorRates
+from llm_asr.datasets_asr import load_asr_dataset
+from llm_asr.evaluation.compute_metrics import ErrorRates
+from llm_asr.processing.languages import LANGUAGE_CODE_TO_NAME, find_language
+from llm_asr.training import program as train
 from llm_asr.training.arguments import LlmAsrTrainingArguments, ModelArguments
 from llm_asr.training.compiled_encoder import compile_audio_tower
 from llm_asr.training.data_collator import LlmAsrDataCollator
 from llm_asr.training.data_mixing import DatasetSpec
-from llm_asr.training.datasets_asr import load_asr_dataset
 from llm_asr.training.lora import add_lora
 from llm_asr.training.trainer import LlmAsrTrainer
 
@@ -107,7 +108,7 @@ def recipe(parts, dataset_file, output_dir, **options) -> str:
         **training_options(output_dir),
         **options,
     }
-    # Set by the recipe's own class.
+    # The class of the recipe sets this option.
     del content["remove_unused_columns"]
     file.write_text(json.dumps(content))
     return str(file)
@@ -125,9 +126,9 @@ def test_flags_win_over_a_recipe_by_what_they_hold(parts, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("projector_type", PROJECTOR_TYPES)
 def test_train_save_reload_transcribe(parts, dataset_file, dataset, tmp_path, projector_type):
-    """The whole way, until the model knows its four recordings by heart."""
+    """Trains until the model has memorised its four recordings."""
     options = {"max_steps": 150, "projector_type": projector_type, "feature_cache": str(tmp_path / "cache")}
-    # The four recordings are too few to learn every way to be asked.
+    # Four recordings are too few to learn all forms of prompts.
     options["language_dropout"] = 0.0
     train.main([recipe(parts, dataset_file, tmp_path / "run", **options)])
     metrics = json.loads((tmp_path / "run" / "eval_results.json").read_text())
@@ -149,7 +150,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(parts, dataset_file, tmp_p
     train.main([recipe(parts, dataset_file, tmp_path / "whole", max_steps=6)])
     halves = recipe(parts, dataset_file, tmp_path / "halves", max_steps=6, save_steps=3)
     train.main([halves])
-    # As if the run had died after its first checkpoint.
+    # Simulate a run that was killed after its first checkpoint.
     shutil.rmtree(tmp_path / "halves" / "checkpoint-6")
     train.main([halves, "--resume_from_checkpoint", "true"])
     expected = AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path / "whole").state_dict()
@@ -250,16 +251,16 @@ def test_datasets_are_described_in_one_way(parts, dataset_file, tmp_path):
     with pytest.raises(ValueError, match="either `train_dataset` or `train_datasets`"):
         train.main([recipe(parts, dataset_file, tmp_path / "a", train_datasets=[{"dataset": str(dataset_file)}])])
     options = {"train_dataset": None, "train_datasets": [{"dataset": str(dataset_file)}], "text_column": "sentence"}
-    with pytest.raises(ValueError, match="`text_column` and `language_column` are of `train_dataset`"):
+    with pytest.raises(ValueError, match="`text_column` and `language_column` apply to `train_dataset`"):
         train.main([recipe(parts, dataset_file, tmp_path / "b", **options)])
 
 
-RECIPES = sorted((Path(train.__file__).parent / "recipes").glob("*/[0-9]*.yaml"))
+RECIPES = sorted((Path(__file__).parents[2] / "examples/recipes").glob("*/[0-9]*.yaml"))
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: f"{file.parent.name}/{file.stem}")
 def test_recipes_are_of_known_options(file):
-    # Without a GPU there is no bfloat16.
+    # Without a GPU, bfloat16 training is not available.
     model_args, data_args, training_args = train.parse_arguments([str(file), "--bf16", "false"])
     specs = [DatasetSpec.from_dict(spec) for spec in data_args.train_datasets]
     assert len({spec.source for spec in specs}) == len(specs)
@@ -267,6 +268,30 @@ def test_recipes_are_of_known_options(file):
     if model_args.model is not None:
         earlier = [train.parse_arguments([str(other), "--bf16", "false"])[2].output_dir for other in RECIPES]
         assert model_args.model in earlier
+
+
+def test_stages_share_their_data():
+    by_folder = {}
+    for file in RECIPES:
+        _, data_args, _ = train.parse_arguments([str(file), "--bf16", "false"])
+        by_folder.setdefault(file.parent.name, []).append(data_args.train_datasets)
+        assert "train_datasets" not in file.read_text()
+    assert all(all(specs == stages[0] for specs in stages) for stages in by_folder.values())
+    # The recipes have all public corpora of the paper with their languages.
+    languages = {spec["language"] for spec in by_folder["paper"][0]}
+    assert {"th", "id", "vi"} <= languages
+    processor_languages = {find_language(language, LANGUAGE_CODE_TO_NAME) for language in languages}
+    assert None not in processor_languages
+
+
+def test_a_recipe_wins_over_what_it_includes(tmp_path):
+    (tmp_path / "base.yaml").write_text("audio_model: a\ntext_model: b\noutput_dir: one\nlearning_rate: 0.1\n")
+    (tmp_path / "recipe.yaml").write_text("include: base.yaml\noutput_dir: two\n")
+    model_args, _, training_args = train.parse_arguments([str(tmp_path / "recipe.yaml"), "--learning_rate", "0.3"])
+    assert (model_args.audio_model, training_args.output_dir, training_args.learning_rate) == ("a", "two", 0.3)
+    (tmp_path / "recipe.yaml").write_text("- a list\n")
+    with pytest.raises(ValueError, match="recipe.yaml must hold options with their values"):
+        train.parse_arguments([str(tmp_path / "recipe.yaml")])
 
 
 def test_a_compiled_encoder_hears_the_same(parts, dataset):
@@ -287,6 +312,69 @@ def test_a_recipe_takes_batches_by_duration_and_alters_recordings(parts, dataset
     options = {"max_batch_seconds": 1.3, "speed_perturbation": [0.9, 1.1], "spec_augment": True, "max_steps": 6}
     train.main([recipe(parts, dataset_file, tmp_path / "run", **options)])
     history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
-    # Eight recordings make five such batches.
+    # Eight recordings give five such batches.
     assert history["epoch"] == pytest.approx(1.2)
     assert (tmp_path / "run" / "eval_results.json").is_file()
+
+
+@pytest.mark.parametrize("projector_type", ["conv", "moe_cif"])
+def test_labels_are_smoothed(parts, dataset, tmp_path, projector_type):
+    """The other parts of the loss do not change."""
+    model, processor = compose(parts, projector_type)
+    collator = LlmAsrDataCollator(processor)
+    batch = collator([dataset[row] for row in range(4)])
+    outputs = model(**batch, lm_loss_smoothing=0.1)
+    log_probabilities = outputs.logits[:, :-1].log_softmax(-1)
+    labels = batch["labels"][:, 1:]
+    is_target = labels != -100
+    hits = log_probabilities[is_target].gather(-1, labels[is_target][:, None])
+    expected = -(0.9 * hits.mean() + 0.1 * log_probabilities[is_target].mean())
+    torch.testing.assert_close(outputs.lm_loss, expected)
+
+    options = training_options(tmp_path, label_smoothing_factor=0.1, logging_steps=1, max_steps=2)
+    arguments = LlmAsrTrainingArguments(**options)
+    trainer = LlmAsrTrainer(model, arguments, collator, dataset, dataset)
+    trainer.train()
+    entry = next(entry for entry in trainer.state.log_history if "lm_loss" in entry)
+    assert ("quantity_loss" in entry) == ("router_z_loss" in entry) == (projector_type == "moe_cif")
+    plain = Trainer(model, TrainingArguments(**options), collator, dataset)
+    with pytest.raises(ValueError, match="`label_smoothing_factor` .*; train with `LlmAsrTrainer`"):
+        plain.train()
+
+
+@pytest.mark.parametrize("projector_type", ["conv", "moe_cif"])
+def test_logits_line_up_with_labels(parts, dataset, tmp_path, projector_type):
+    """As in all causal language models, the logits at a position predict the next label."""
+    model, processor = compose(parts, projector_type)
+    seen = []
+
+    def compute_metrics(prediction):
+        logits, labels = prediction.predictions, prediction.label_ids
+        seen.append((logits.shape, labels.shape))
+        is_target = labels[:, 1:] != -100
+        return {"accuracy": float((logits[:, :-1].argmax(-1) == labels[:, 1:])[is_target].mean())}
+
+    trainer = Trainer(
+        model,
+        TrainingArguments(**training_options(tmp_path, max_steps=40, per_device_eval_batch_size=8)),
+        LlmAsrDataCollator(processor),
+        dataset,
+        dataset,
+        compute_metrics=compute_metrics,
+    )
+    model.model.language_model.requires_grad_(True)
+    before = trainer.evaluate()["eval_accuracy"]
+    trainer.train()
+    assert trainer.evaluate()["eval_accuracy"] > max(before, 0.5)
+    assert all(logits[:2] == labels for logits, labels in seen)
+
+
+def test_a_checkpoint_of_the_trainer_is_a_pipeline(parts, dataset, tmp_path):
+    """The quick start of the README does this."""
+    model, processor = compose(parts, "moe_cif")
+    options = training_options(tmp_path, save_steps=2, max_steps=2)
+    Trainer(
+        model, TrainingArguments(**options), LlmAsrDataCollator(processor), dataset, processing_class=processor
+    ).train()
+    transcriber = pipeline("automatic-speech-recognition", model=str(tmp_path / "checkpoint-2"))
+    assert isinstance(transcriber(dataset[0]["audio"], max_new_tokens=4)["text"], str)

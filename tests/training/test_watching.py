@@ -1,20 +1,18 @@
 import time
 
-import numpy as np
 import pytest
 import torch
 from speech_files import write_speech_dataset
 from test_training import training_options
 from tiny_models import compose
-from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from llm_asr.evaluation.metrics import ErrorRates
+from llm_asr.datasets_asr import load_asr_dataset
 from llm_asr.training.arguments import LlmAsrTrainingArguments
 from llm_asr.training.data_collator import LlmAsrDataCollator
-from llm_asr.training.datasets_asr import load_asr_dataset
 from llm_asr.training.lora import add_lora
 from llm_asr.training.trainer import LlmAsrTrainer
-from llm_asr.training.watching import SampleTranscripts, WatchingCallback
+from llm_asr.training.watching import WatchingCallback
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +41,14 @@ def test_length_errors_are_those_of_the_frames_trained_on(parts, dataset, tmp_pa
     trainer = make_trainer(model, processor, dataset, tmp_path, learning_rate=0.0, eval_strategy="steps", eval_steps=1)
     logs = train_and_read(trainer)
     assert [entry["step"] for entry in logs] == [2, 4]
-    # The logs of the `Trainer` itself are still written.
+    # The `Trainer` still writes its own logs.
     assert [entry["step"] for entry in trainer.state.log_history if "loss" in entry] == [2, 4]
     batch = LlmAsrDataCollator(processor)(dataset.to_list())
     with torch.no_grad():
         quantities = model.eval()(**batch).quantities
     targets = batch["target_lengths"]
     expected = 100 * (quantities - targets).abs().sum() / targets.sum()
-    # Two steps are an epoch.
+    # An epoch has two steps.
     for entry in logs:
         assert entry["length_error"] == pytest.approx(expected.item(), rel=1e-3)
 
@@ -67,7 +65,7 @@ def test_speed_counts_training_alone(parts, dataset, tmp_path, event, counts):
     trainer.add_callback(Delay(event))
     logs = train_and_read(trainer)
     assert "length_error" not in logs[0]
-    # Eight recordings between two logs, the words of which last 0.3 seconds each.
+    # There are eight recordings between two logs. Each word lasts 0.3 seconds.
     hours = 2 * 0.3 * (2 + 1 + 3 + 2) / 3600
     for entry in logs:
         assert (hours / entry["audio_hours_per_second"] > 0.8) == counts
@@ -103,33 +101,3 @@ def test_a_model_without_a_projector_is_refused(parts, dataset, tmp_path):
     trainer = make_trainer(model.model.language_model, processor, dataset, tmp_path)
     with pytest.raises(ValueError, match="has no projector to watch"):
         WatchingCallback(trainer)
-
-
-def test_samples_are_the_same_rows_every_time(parts):
-    _, processor = compose(parts, "conv")
-    texts = ["one", "two", "three|four", "five"]
-    ids = [processor.tokenizer(text)["input_ids"] for text in texts]
-    width = max(map(len, ids))
-    labels = np.array([row + [-100] * (width - len(row)) for row in ids])
-    metrics = SampleTranscripts(ErrorRates(processor), processor, num_samples=2)
-    result = metrics(EvalPrediction(predictions=labels[[1, 1, 1, 2]], label_ids=labels))
-    assert result["wer"] > 0
-    assert result["samples"].splitlines()[2:] == ["| 0 | one | two |", "| 3 | five | three\\|four |"]
-    with pytest.raises(ValueError, match="`num_samples` must be positive"):
-        SampleTranscripts(ErrorRates(processor), processor, num_samples=0)
-
-
-def test_samples_reach_the_logs(parts, dataset, tmp_path):
-    model, processor = compose(parts, "cif")
-    arguments = LlmAsrTrainingArguments(**training_options(tmp_path, generation_max_length=4))
-    trainer = LlmAsrTrainer(
-        model,
-        arguments,
-        LlmAsrDataCollator(processor),
-        eval_dataset=dataset,
-        compute_metrics=SampleTranscripts(ErrorRates(processor), processor),
-    )
-    trainer.evaluate()
-    samples = trainer.state.log_history[-1]["eval_samples"]
-    assert len(samples.splitlines()) == 6
-    assert "| 0 | one two |" in samples

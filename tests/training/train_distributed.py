@@ -1,4 +1,4 @@
-"""Trains recipes one after the other, in one process of several: `torchrun train_distributed.py RECIPE...`."""
+"""Trains recipes one after the other on several processes: `torchrun train_distributed.py RECIPE...`."""
 
 import sys
 from pathlib import Path
@@ -11,7 +11,7 @@ sys.path += [str(TESTS.parent / "examples")]
 
 
 def main(recipes: list[str]) -> None:
-    import train
+    from llm_asr.training import program as train
 
     torch.set_num_threads(1)
     for recipe in recipes:

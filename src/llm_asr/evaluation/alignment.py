@@ -1,8 +1,10 @@
-"""How well CIF counts tokens, how much it compresses, and how exact its word boundaries are."""
+"""Measures of CIF: errors of its token counts, its compression, and errors of its word boundaries."""
 
 from collections.abc import Sequence
 
 import numpy as np
+
+from ..processing.writing import split_units
 
 
 def length_report(
@@ -13,20 +15,21 @@ def length_report(
     fixed_rate: float = 12.5,
 ) -> dict[str, dict[str, float]]:
     """
-    Embeddings that a projector gave, against the tokens of the transcripts.
+    Compare the numbers of embeddings from a projector with the numbers of tokens in the transcripts.
 
     Args:
-        predicted_lengths (`Sequence[int]`): Embeddings of each recording, without knowing its transcript.
-        target_lengths (`Sequence[int]`): Tokens of each transcript, in the language model's own tokenizer.
-        durations (`Sequence[float]`): Of each recording, in seconds.
-        languages (`Sequence[str]`, *optional*): Of each recording.
-        fixed_rate (`float`, *optional*, defaults to 12.5): Embeddings a second of the fixed-rate projector to compare
-            with; Whisper's 50 frames a second through the default `conv` projector.
+        predicted_lengths (`Sequence[int]`): Number of embeddings of each recording, at inference, where the projector does
+            not know the transcript.
+        target_lengths (`Sequence[int]`): Number of tokens of each transcript with the language model's tokenizer.
+        durations (`Sequence[float]`): Duration of each recording in seconds.
+        languages (`Sequence[str]`, *optional*): Language of each recording.
+        fixed_rate (`float`, *optional*, defaults to 12.5): Embeddings per second of the fixed-rate projector to compare
+            with. The default is the `conv` projector's rate for Whisper's 50 frames per second.
 
     Returns:
         `dict`: For each language and for `"all"`: `length_error`, `sum(|predicted - target|) / sum(target)` in percent;
-        `embeddings_per_second`; `prefill_saved`, the percentage of audio positions that the language model need not read
-        compared with `fixed_rate`.
+        `embeddings_per_second`; `prefill_saved`, the reduction of audio positions in the language model's prompt relative
+        to `fixed_rate`, in percent.
 
     Raises:
         `ValueError`: If the lengths of the arguments differ.
@@ -53,8 +56,8 @@ def boundary_errors(reference: Sequence[dict], hypothesis: Sequence[dict]) -> li
     """
     Absolute errors of word boundaries, in seconds.
 
-    A reference unit may hold several written words ("dix sept"), where nothing is known inside it: its start is compared
-    with the start of its first word and its end with the end of its last.
+    A reference unit may hold several written words ("dix sept"). The times of boundaries inside a unit are unknown, so only
+    the start of its first word and the end of its last word are compared.
 
     Args:
         reference (`Sequence[dict]`): `{"word": str, "start": float, "end": float}` for each spoken unit.
@@ -62,15 +65,16 @@ def boundary_errors(reference: Sequence[dict], hypothesis: Sequence[dict]) -> li
             [`LlmAsrProcessor.decode`] returns them.
 
     Returns:
-        `list[float]`: Two for each unit, or none if the words differ: an error of recognition is not one of timing.
+        `list[float]`: Two errors for each unit. The list is empty if the words differ, because boundaries of wrong words
+        cannot be compared.
     """
-    written = [word for unit in reference for word in unit["word"].split()]
+    written = [word for unit in reference for word in split_units(unit["word"])]
     if written != [word["text"] for word in hypothesis]:
         return []
     errors = []
     position = 0
     for unit in reference:
-        count = len(unit["word"].split())
+        count = len(split_units(unit["word"]))
         start, end = hypothesis[position]["timestamp"][0], hypothesis[position + count - 1]["timestamp"][1]
         errors += [abs(start - unit["start"]), abs(end - unit["end"])]
         position += count

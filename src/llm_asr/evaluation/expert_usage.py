@@ -1,4 +1,4 @@
-"""Which experts work for which languages."""
+"""Shares of the experts by language."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,21 +8,22 @@ import numpy as np
 
 def expert_usage(expert_load: np.ndarray, languages: Sequence[str] | None = None) -> dict:
     """
-    Routing shares by language, and what the expert tells about the language.
+    Compute the shares of the experts by language, and the mutual information of expert and language.
 
     Args:
         expert_load (`np.ndarray` of shape `(num_recordings, num_experts)`): Frames of each recording that each expert
             received, or sums of router probabilities; see [`~modeling.expert_balance.count_expert_load`].
-        languages (`Sequence[str]`, *optional*): Of each recording.
+        languages (`Sequence[str]`, *optional*): Language of each recording.
 
     Returns:
-        `dict`: `shares`, for each language and for `"all"` a list with the share of the load of each expert; `entropy`, for
-        each of them that of the shares, from 0 (one expert does all) to 1 (all do the same); `min_share`, the smallest
-        share of all; `mutual_information` of expert and language, in bits: 0 where all languages use the experts alike, at
-        most the smaller logarithm of their numbers.
+        `dict`: `shares`, for each language and for `"all"` a list with each expert's share of the load; `entropy`, for each
+        language and for `"all"` the entropy of the shares, from 0 (one expert gets all frames) to 1 (equal shares);
+        `min_share`, the smallest share among `"all"`; `mutual_information` of expert and language in bits. It is 0 if all
+        languages have the same shares. Its upper bound is the logarithm of the number of experts or of languages, whichever
+        is smaller.
 
     Raises:
-        `ValueError`: If there is no load, or `languages` has another length.
+        `ValueError`: If there is no load, or the length of `languages` differs from that of `expert_load`.
     """
     expert_load = np.asarray(expert_load, dtype=float)
     if not expert_load.sum() > 0:
@@ -45,7 +46,7 @@ def expert_usage(expert_load: np.ndarray, languages: Sequence[str] | None = None
 
 
 def normalized_entropy(shares: np.ndarray) -> float:
-    """Entropy of shares that sum to one, divided by that of equal shares; 1 for a single expert."""
+    """Entropy of shares that sum to one, divided by the entropy of equal shares. It is 1 for a single expert."""
     if len(shares) == 1:
         return 1.0
     used = shares[shares > 0]
@@ -54,11 +55,11 @@ def normalized_entropy(shares: np.ndarray) -> float:
 
 def plot_expert_usage(usage: dict, file: str | Path, title: str = "Share of frames by expert") -> None:
     """
-    Draw the shares of [`expert_usage`] as a heat map, languages by experts.
+    Draw the shares of [`expert_usage`] as a heat map with a row for each language and a column for each expert.
 
     Args:
-        usage (`dict`): From [`expert_usage`].
-        file (`str` or `Path`): Picture to write; its ending says the format.
+        usage (`dict`): Result of [`expert_usage`].
+        file (`str` or `Path`): Picture to write. The suffix selects the format.
         title (`str`, *optional*): Heading.
     """
     from matplotlib.figure import Figure

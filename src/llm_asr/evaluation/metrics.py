@@ -1,11 +1,10 @@
-"""Word and character error rates, pooled and by language, with their intervals."""
+"""Word and character error rates with bootstrap intervals, pooled and by language."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jiwer
 import numpy as np
-from transformers import EvalPrediction
 
 from .normalization import get_normalizer, is_unspaced
 from .significance import bootstrap_interval
@@ -14,11 +13,11 @@ from .significance import bootstrap_interval
 @dataclass(frozen=True)
 class ErrorCounts:
     """
-    Errors of each recording, in words or in characters.
+    Numbers of errors in each recording, in words or in characters.
 
     Attributes:
-        substitutions, insertions, deletions (`np.ndarray` of shape `(num_recordings,)`): Of each kind.
-        reference_lengths (`np.ndarray` of shape `(num_recordings,)`): Words or characters of the references.
+        substitutions, insertions, deletions (`np.ndarray` of shape `(num_recordings,)`): Number of errors of each kind.
+        reference_lengths (`np.ndarray` of shape `(num_recordings,)`): Number of words or characters in each reference.
     """
 
     substitutions: np.ndarray
@@ -28,8 +27,8 @@ class ErrorCounts:
 
     @classmethod
     def from_alignments(cls, output: jiwer.WordOutput | jiwer.CharacterOutput) -> "ErrorCounts":
-        """Take counts from what `jiwer.process_words` or `jiwer.process_characters` returns."""
-        counts = {"substitute": [], "insert": [], "delete": []}
+        """Count the errors in the output of `jiwer.process_words` or `jiwer.process_characters`."""
+        counts: dict[str, list[int]] = {"substitute": [], "insert": [], "delete": []}
         for alignment in output.alignments:
             for kind, found in counts.items():
                 spans = [
@@ -38,7 +37,12 @@ class ErrorCounts:
                     if chunk.type == kind
                 ]
                 found.append(sum(spans))
-        return cls(*map(np.array, counts.values()), np.array([len(reference) for reference in output.references]))
+        return cls(
+            substitutions=np.array(counts["substitute"]),
+            insertions=np.array(counts["insert"]),
+            deletions=np.array(counts["delete"]),
+            reference_lengths=np.array([len(reference) for reference in output.references]),
+        )
 
     @property
     def errors(self) -> np.ndarray:
@@ -63,19 +67,20 @@ def count_errors(
     """
     Count the errors of each recording in words and in characters.
 
-    In languages that are written without spaces, a word is a letter with its marks, and spaces are no characters.
+    In languages that are written without spaces, each letter with its marks counts as a word, and spaces do not count as
+    characters.
 
     Args:
-        references (`Sequence[str]`): True transcripts. One that is empty has insertions alone.
+        references (`Sequence[str]`): True transcripts. An empty reference can only have insertions.
         hypotheses (`Sequence[str]`): Recognised transcripts.
         languages (`Sequence[str]`, *optional*): Code or English name of the language of each recording.
         normalizer (`str`, *optional*, defaults to `"basic"`): See [`~normalization.get_normalizer`].
 
     Returns:
-        `tuple[ErrorCounts, ErrorCounts]`: Of words, and of characters.
+        `tuple[ErrorCounts, ErrorCounts]`: Errors in words, and errors in characters.
 
     Raises:
-        `ValueError`: If the lengths differ or nothing is given.
+        `ValueError`: If the lengths differ or the sequences are empty.
     """
     if len(references) != len(hypotheses) or (languages is not None and len(languages) != len(references)):
         raise ValueError(
@@ -98,8 +103,8 @@ def count_errors(
         for texts in words
     ]
     return (
-        ErrorCounts.from_alignments(jiwer.process_words(*words)),
-        ErrorCounts.from_alignments(jiwer.process_characters(*characters)),
+        ErrorCounts.from_alignments(jiwer.process_words(words[0], words[1])),
+        ErrorCounts.from_alignments(jiwer.process_characters(characters[0], characters[1])),
     )
 
 
@@ -113,29 +118,34 @@ def error_rates(
     Corpus error rates in percent, after lower-casing and removing punctuation.
 
     Args:
-        references (`Sequence[str]`): True transcripts, none of them empty once normalised.
+        references (`Sequence[str]`): True transcripts. References that are empty after normalisation are not scored.
         hypotheses (`Sequence[str]`): Recognised transcripts.
-        languages (`Sequence[str]`, *optional*): Code or English name of the language of each recording. In one that is
-            written without spaces, words are letters, and `cer` is what to look at.
+        languages (`Sequence[str]`, *optional*): Code or English name of the language of each recording. For a language that
+            is written without spaces, `cer` is the usual measure, because each letter counts as a word.
         normalizer (`str`, *optional*, defaults to `"basic"`): See [`~normalization.get_normalizer`].
 
     Returns:
-        `dict[str, float]`: `wer` and `cer`, and with `languages`, `wer_xx` and `cer_xx` for each language `xx`.
+        `dict[str, float]`: `wer` and `cer`, and with `languages` also `wer_xx` and `cer_xx` for each language `xx` with words
+        to score. Without any words to score, `wer` and `cer` are NaN. If references are empty, `unscored` is their number,
+        and `unscored_hypotheses` is the number of these recordings that have a hypothesis.
 
     Raises:
-        `ValueError`: If the lengths differ, nothing is given, or a reference is empty.
+        `ValueError`: If the lengths differ or the sequences are empty.
     """
     words, characters = count_errors(references, hypotheses, languages, normalizer)
-    empty = np.flatnonzero(words.reference_lengths == 0).tolist()
-    if empty:
-        raise ValueError(f"`references` is empty at {empty}; an error rate needs words to count.")
-    groups = {"": list(range(len(references)))}
-    for index, language in enumerate([] if languages is None else languages):
-        groups.setdefault(f"_{language}", []).append(index)
+    scored = np.flatnonzero(words.reference_lengths > 0).tolist()
+    groups = {"": scored}
+    if languages is not None:
+        for index in scored:
+            groups.setdefault(f"_{languages[index]}", []).append(index)
     rates = {}
     for suffix, rows in groups.items():
-        rates[f"wer{suffix}"] = words[rows].rate
-        rates[f"cer{suffix}"] = characters[rows].rate
+        rates[f"wer{suffix}"] = words[rows].rate if rows else float("nan")
+        rates[f"cer{suffix}"] = characters[rows].rate if rows else float("nan")
+    if len(scored) < len(references):
+        rates["unscored"] = len(references) - len(scored)
+        made_up = (words.reference_lengths == 0) & (words.insertions > 0)
+        rates["unscored_hypotheses"] = int(made_up.sum())
     return rates
 
 
@@ -147,25 +157,25 @@ def error_report(
     normalizer: str = "basic",
 ) -> dict[str, dict[str, float | str | list[float]]]:
     """
-    Error rates with 95 % bootstrap intervals and kinds of errors.
+    Error rates with 95 % bootstrap intervals and numbers of substitutions, insertions and deletions.
 
     Args:
         references, hypotheses, languages, normalizer: See [`count_errors`].
-        groups (`Sequence[str]`, *optional*): What each recording is reported under beside `"all"`, such as its dataset.
-            Defaults to `languages`.
+        groups (`Sequence[str]`, *optional*): Group of each recording, such as its dataset. Each group gets an entry in the
+            report. Defaults to `languages`.
 
     Returns:
         `dict`: For each group and for `"all"`: `recordings`; `wer` and `cer` in percent, `wer_interval` and
-        `cer_interval` as `[low, high]`; `headline`, the rate to look at: `"cer"` where all languages are written without
-        spaces, or else `"wer"`; `substitutions`, `insertions`, `deletions` and `reference_length`, in words or, under a
-        headline of `"cer"`, in characters. A group whose references have no words is left out.
+        `cer_interval` as `[low, high]`; `headline`, the name of the usual rate: `"cer"` if all languages of the group are
+        written without spaces, otherwise `"wer"`; `substitutions`, `insertions`, `deletions` and `reference_length`, in
+        characters if `headline` is `"cer"`, otherwise in words. The report omits groups whose references have no words.
 
     Raises:
-        `ValueError`: If the lengths differ, nothing is given, or no reference has words.
+        `ValueError`: If the lengths differ, the sequences are empty, or no reference has words.
     """
     words, characters = count_errors(references, hypotheses, languages, normalizer)
     if not words.reference_lengths.any():
-        raise ValueError("`references` has no words once normalised; an error rate needs words to count.")
+        raise ValueError("`references` has no words after normalisation; an error rate needs reference words.")
     groups = languages if groups is None else groups
     if groups is not None and len(groups) != len(references):
         raise ValueError(f"`groups` has {len(groups)} entries for {len(references)} recordings.")
@@ -174,7 +184,7 @@ def error_report(
         if group:
             members.setdefault(group, []).append(index)
     unspaced = [is_unspaced(language) for language in languages or [None] * len(references)]
-    report = {}
+    report: dict[str, dict[str, float | str | list[float]]] = {}
     for group, rows in [*sorted(members.items()), ("all", list(range(len(references))))]:
         if not words.reference_lengths[rows].any():
             continue
@@ -192,14 +202,14 @@ def error_report(
 
 def silence_report(hypotheses: Sequence[str]) -> dict[str, float]:
     """
-    What was made up where nobody speaks.
+    Measure hallucinations in recordings without speech.
 
     Args:
         hypotheses (`Sequence[str]`): Recognised transcripts of recordings without speech.
 
     Returns:
-        `dict[str, float]`: `recordings`; `hallucinated`, the percentage of those that have a transcript;
-        `words_per_recording`.
+        `dict[str, float]`: `recordings`, their number; `hallucinated`, the percentage of recordings with a transcript;
+        `words_per_recording`, the mean number of words.
     """
     words = [len(hypothesis.split()) for hypothesis in hypotheses]
     return {
@@ -209,26 +219,4 @@ def silence_report(hypotheses: Sequence[str]) -> dict[str, float]:
     }
 
 
-class ErrorRates:
-    """
-    `compute_metrics` of a `Seq2SeqTrainer` with `predict_with_generate=True`.
-
-    Args:
-        processor ([`LlmAsrProcessor`]): Decodes token ids.
-        languages (`Sequence[str]`, *optional*): Language of each row of the evaluation dataset, in order.
-    """
-
-    def __init__(self, processor, languages: Sequence[str] | None = None):
-        self.processor = processor
-        self.languages = languages
-
-    def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
-        pad_token_id = self.processor.tokenizer.pad_token_id
-        texts = [
-            self.processor.batch_decode(np.where(token_ids == -100, pad_token_id, token_ids))
-            for token_ids in (prediction.label_ids, prediction.predictions)
-        ]
-        return error_rates(*texts, self.languages)
-
-
-__all__ = ["ErrorCounts", "ErrorRates", "count_errors", "error_rates", "error_report", "silence_report"]
+__all__ = ["ErrorCounts", "count_errors", "error_rates", "error_report", "silence_report"]

@@ -1,4 +1,4 @@
-"""What projectors cost, and sizes at which comparing them is fair."""
+"""Parameters and operations of projectors, and projectors of equal size for fair comparisons."""
 
 from dataclasses import dataclass
 
@@ -14,11 +14,11 @@ class ProjectorCost:
     Cost of a projector.
 
     Attributes:
-        total_parameters (`int`): All parameters.
-        active_parameters (`int`): Those that one frame meets: experts that it is not sent to are left out. With
-            `merge="parameters"` all experts are met.
-        flops_per_second (`float`): Floating point operations (a multiplication and an addition are two) for a second of
-            audio, of the convolutions, the integration and the products with parameters.
+        total_parameters (`int`): Number of all parameters.
+        active_parameters (`int`): Number of parameters that one frame uses, without the experts to which it is not routed.
+            With `merge="parameters"` a frame uses all experts.
+        flops_per_second (`float`): Floating point operations per second of audio. It counts the convolutions, the
+            integration and the products with weight matrices; a multiplication and an addition are two operations.
     """
 
     total_parameters: int
@@ -32,8 +32,8 @@ def projector_cost(config: LlmAsrConfig, tokens_per_second: float | None = None)
 
     Args:
         config ([`LlmAsrConfig`]): Configuration of the model.
-        tokens_per_second (`float`, *optional*): Embeddings that CIF fires a second, as measured. Defaults to
-            `expected_tokens_per_second`; without CIF, the rate is known.
+        tokens_per_second (`float`, *optional*): Measured number of embeddings per second from CIF. Defaults to the
+            configuration's `expected_tokens_per_second`. Projectors without CIF ignore it, because their rate is fixed.
 
     Returns:
         [`ProjectorCost`]
@@ -51,9 +51,9 @@ def projector_cost(config: LlmAsrConfig, tokens_per_second: float | None = None)
     flops, frame_rate = 0.0, config.audio_frame_rate
     for conv, stride in zip(projector.downsampler.convs, projector.downsampler.strides, strict=True):
         frame_rate /= stride
-        flops += 2 * conv.weight.numel() * frame_rate
+        flops += 2 * conv.get_parameter("weight").numel() * frame_rate
     if projector_config.uses_cif:
-        # Weighing the frames, and integrating them.
+        # The weight predictor and the integration of the frames.
         weights = sum(parameter.numel() for parameter in projector.cif.parameters() if parameter.ndim > 1)
         flops += 2 * (weights + projector_config.hidden_size) * rate
     if not projector_config.uses_experts:
@@ -67,7 +67,8 @@ def projector_cost(config: LlmAsrConfig, tokens_per_second: float | None = None)
         0 if moe.shared_experts is None else sum(parameter.numel() for parameter in moe.shared_experts.parameters())
     )
     if projector_config.merge == "parameters":
-        # One merged expert works on the frames; merging costs once a recording, which has no fixed length.
+        # One merged expert processes the frames. The cost of merging is left out: it arises once per recording, and
+        # recordings have no fixed length.
         return ProjectorCost(total, total, flops + 2 * (one_expert + shared) * tokens_per_second)
     idle = projector_config.num_experts - projector_config.num_experts_per_tok
     routed = projector_config.num_experts_per_tok * one_expert
@@ -80,8 +81,8 @@ def match_parameters(
     projector_type: str, reference: LlmAsrConfig, parameters: str = "total", **projector_kwargs
 ) -> LlmAsrProjectorConfig:
     """
-    Configuration of a projector without experts that has as many parameters as `reference`, by the width between its two
-    linear layers.
+    Configure a projector without experts with as many parameters as the projector of `reference`. The function adjusts
+    `intermediate_size`, the width between the two linear layers.
 
     Args:
         projector_type (`str`): `"conv"` or `"cif"`.
@@ -91,10 +92,10 @@ def match_parameters(
             `reference`.
 
     Returns:
-        [`LlmAsrProjectorConfig`]: With the number of parameters as near as a whole `intermediate_size` gets.
+        [`LlmAsrProjectorConfig`]: The configuration whose number of parameters is closest to that of `reference`.
 
     Raises:
-        `ValueError`: If the type has experts, or even the narrowest projector has more parameters.
+        `ValueError`: If the type has experts, or the narrowest projector has more parameters than `reference`.
     """
     if parameters not in ("total", "active"):
         raise ValueError(f"`parameters` must be 'total' or 'active', got {parameters!r}.")
@@ -116,12 +117,12 @@ def match_parameters(
         )
         return projector_cost(config).total_parameters
 
-    # Parameters are linear in the width.
+    # The number of parameters is linear in the width.
     narrowest = count(1)
     width = 1 + round((wanted - narrowest) / (count(2) - narrowest))
     if width < 1:
         raise ValueError(
-            f"`reference` has {wanted} {parameters} parameters, and a {projector_type!r} projector at least {narrowest}; "
+            f"`reference` has {wanted} {parameters} parameters, but a {projector_type!r} projector has at least {narrowest}; "
             "make `hidden_size` smaller."
         )
     return build(width)

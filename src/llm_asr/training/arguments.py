@@ -1,4 +1,4 @@
-"""What `examples/train.py` can be told, on the command line or in a YAML or JSON file."""
+"""Options of `llm-asr train`, for the command line and for recipes in YAML or JSON."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from transformers import Seq2SeqTrainingArguments
 
 @dataclass
 class ModelArguments:
-    """Which parts to compose, or which checkpoint to go on from."""
+    """The checkpoint to start from or the parts to compose, and which of the parts to train."""
 
     model: str | None = field(
         default=None, metadata={"help": "LLM-ASR checkpoint to start from, instead of composing one."}
@@ -17,29 +17,34 @@ class ModelArguments:
     audio_model: str | None = field(default=None, metadata={"help": "Speech encoder: a folder or a Hub id."})
     text_model: str | None = field(default=None, metadata={"help": "Causal language model: a folder or a Hub id."})
     projector_type: str = field(default="moe_cif", metadata={"help": "One of conv, moe, cif and moe_cif."})
-    # With `None` among its types, Transformers' parser hands on what a flag says.
+    # With `None` among the types, Transformers' parser passes the string of a flag on.
     projector: dict | str | None = field(
         default_factory=dict, metadata={"help": "Further fields of `LlmAsrProjectorConfig`, as JSON."}
     )
     encoder_padding: str = field(
-        default="longest", metadata={"help": "Run the speech encoder at the batch's length, or at max_length."}
+        default="longest", metadata={"help": "Pad recordings to the longest of the batch (longest), or to max_length."}
     )
-    freeze_audio: bool = field(default=True, metadata={"help": "Keep the speech encoder as it is."})
+    freeze_audio: bool = field(default=True, metadata={"help": "Do not train the speech encoder."})
     compile_audio: bool = field(
-        default=False, metadata={"help": "Compile the layers of the frozen speech encoder; made for GPUs."}
+        default=False, metadata={"help": "Compile the layers of the frozen speech encoder, for use on GPUs."}
     )
-    freeze_text: bool = field(default=True, metadata={"help": "Keep the language model as it is, but for LoRA."})
+    freeze_text: bool = field(default=True, metadata={"help": "Do not train the language model's own weights."})
+    train_in_saved_dtype: bool = field(
+        default=False, metadata={"help": "Train weights in the dtype in which they were saved, instead of float32."}
+    )
     lora_rank: int = field(default=0, metadata={"help": "Rank of LoRA on the language model; 0 for none."})
-    lora_alpha: int = field(default=32, metadata={"help": "Scale of LoRA, divided by its rank."})
-    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout of LoRA's inputs."})
+    lora_alpha: int = field(
+        default=32, metadata={"help": "Scale of LoRA; its updates are multiplied by lora_alpha / lora_rank."}
+    )
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout on the inputs of LoRA."})
     lora_config: dict | str | None = field(
         default_factory=dict, metadata={"help": "Further fields of PEFT's `LoraConfig`, as JSON: {use_dora: true}."}
     )
     load_in_4bit: bool = field(
-        default=False, metadata={"help": "Train LoRA on a language model in 4 bits, by bitsandbytes."}
+        default=False, metadata={"help": "Train LoRA on a language model that bitsandbytes quantizes to 4 bits."}
     )
     load_in_8bit: bool = field(
-        default=False, metadata={"help": "Train LoRA on a language model in 8 bits, by bitsandbytes."}
+        default=False, metadata={"help": "Train LoRA on a language model that bitsandbytes quantizes to 8 bits."}
     )
 
     def __post_init__(self):
@@ -62,11 +67,11 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """Where recordings and transcripts come from; a dataset is a JSON Lines, CSV, TSV or Parquet file or a Hub id."""
+    """Datasets of recordings and transcripts. A dataset is a JSON Lines, CSV, TSV or Parquet file, or a Hub id."""
 
     train_dataset: str | None = field(default=None, metadata={"help": "Dataset to train on."})
     eval_dataset: str | None = field(default=None, metadata={"help": "Dataset to evaluate on while training."})
-    # Lists in a recipe; the command line knows strings alone.
+    # A recipe has lists here. The command line can only pass strings.
     train_datasets: str | None = field(
         default=None, metadata={"help": "Several datasets to mix, as a list in JSON; see `DatasetSpec`."}
     )
@@ -76,11 +81,21 @@ class DataArguments:
     temperature: float = field(
         default=1.0, metadata={"help": "Languages of train_datasets are drawn with p ∝ n^(1/temperature)."}
     )
-    shuffle_buffer_size: int = field(default=1000, metadata={"help": "Rows of streams that are shuffled together."})
-    min_duration: float | None = field(default=None, metadata={"help": "Of train_datasets, in seconds."})
-    max_duration: float | None = field(default=None, metadata={"help": "Of train_datasets, in seconds."})
-    min_characters_per_second: float | None = field(default=None, metadata={"help": "Of train_datasets."})
-    max_characters_per_second: float | None = field(default=None, metadata={"help": "Of train_datasets."})
+    shuffle_buffer_size: int = field(
+        default=1000, metadata={"help": "Number of rows of a stream to shuffle together."}
+    )
+    min_duration: float | None = field(
+        default=None, metadata={"help": "Leave shorter recordings out of train_datasets, in seconds."}
+    )
+    max_duration: float | None = field(
+        default=None, metadata={"help": "Leave longer recordings out of train_datasets, in seconds."}
+    )
+    min_characters_per_second: float | None = field(
+        default=None, metadata={"help": "Leave recordings with a lower speaking rate out of train_datasets."}
+    )
+    max_characters_per_second: float | None = field(
+        default=None, metadata={"help": "Leave recordings with a higher speaking rate out of train_datasets."}
+    )
     dataset_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
     train_split: str = field(default="train", metadata={"help": "Split of a Hub dataset to train on."})
     eval_split: str = field(default="validation", metadata={"help": "Split of a Hub dataset to evaluate on."})
@@ -88,27 +103,30 @@ class DataArguments:
     text_column: str = field(default="text", metadata={"help": "Column with transcripts."})
     language_column: str = field(default="language", metadata={"help": "Column with language codes or names."})
     language_dropout: float = field(
-        default=0.5, metadata={"help": "Share of training prompts that leave the language out."}
+        default=0.5, metadata={"help": "Share of training prompts that do not name the language."}
     )
     feature_cache: str | None = field(
-        default=None, metadata={"help": "Folder that keeps the output of a frozen speech encoder."}
+        default=None, metadata={"help": "Folder for saving the outputs of a frozen speech encoder."}
     )
     feature_cache_gigabytes: float | None = field(
         default=None,
-        metadata={"help": "Largest size of feature_cache; files that no dataset of this run needs make room."},
+        metadata={
+            "help": "Largest size of feature_cache; files that this run does not need are deleted to make room."
+        },
     )
     speed_perturbation: list[float] | None = field(
-        default=None, metadata={"help": "Speeds to train at, such as 0.9 1.0 1.1; not with feature_cache."}
+        default=None, metadata={"help": "Speeds of training recordings, such as 0.9 1.0 1.1; not with feature_cache."}
     )
     spec_augment: bool = field(
-        default=False, metadata={"help": "Mask time and frequency of what is trained on; not with feature_cache."}
+        default=False,
+        metadata={"help": "Mask spans of time and frequency in training recordings; not with feature_cache."},
     )
 
     def __post_init__(self):
         if self.feature_cache is not None and (self.speed_perturbation or self.spec_augment):
             raise ValueError(
-                "`speed_perturbation` and `spec_augment` alter recordings, and `feature_cache` encodes them once; pass one or "
-                "the other."
+                "`speed_perturbation` and `spec_augment` change recordings in every epoch, but `feature_cache` encodes them only "
+                "once; use one or the other."
             )
         self.train_datasets, self.eval_datasets = (
             json.loads(specs) if isinstance(specs, str) else specs
@@ -123,30 +141,39 @@ class DataArguments:
         columns = (self.audio_column, self.text_column, self.language_column)
         if (self.train_datasets or self.eval_datasets) and columns != ("audio", "text", "language"):
             raise ValueError(
-                "`audio_column`, `text_column` and `language_column` are of `train_dataset` and `eval_dataset`; name those "
-                "of `train_datasets` and `eval_datasets` in their entries."
+                "`audio_column`, `text_column` and `language_column` apply to `train_dataset` and `eval_dataset`; name the "
+                "columns of `train_datasets` and `eval_datasets` in their entries."
             )
 
 
 @dataclass
 class LlmAsrTrainingArguments(Seq2SeqTrainingArguments):
-    """`Seq2SeqTrainingArguments` with the defaults and the further options that speech recognition needs."""
+    """`Seq2SeqTrainingArguments` with defaults and further options for speech recognition."""
 
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: the collator reads columns."})
-    predict_with_generate: bool = field(default=True, metadata={"help": "Transcribe to evaluate."})
-    label_names: list[str] | None = field(default_factory=lambda: ["labels"], metadata={"help": "Leave as it is."})
-    include_num_input_tokens_seen: str | bool = field(default="no", metadata={"help": "Leave as it is."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Do not change: the collator needs all columns."}
+    )
+    predict_with_generate: bool = field(default=True, metadata={"help": "Transcribe recordings in evaluations."})
+    label_names: list[str] | None = field(default_factory=lambda: ["labels"], metadata={"help": "Do not change."})
+    include_num_input_tokens_seen: str | bool = field(default="no", metadata={"help": "Do not change."})
+    draft_only: bool = field(
+        default=False,
+        metadata={
+            "help": "Train the projector and the draft head without the layers of the language model, as a first stage. "
+            "Evaluations measure the drafts."
+        },
+    )
     audio_learning_rate: float | None = field(
-        default=None, metadata={"help": "Of the speech encoder, if not learning_rate."}
+        default=None, metadata={"help": "Learning rate of the speech encoder; defaults to learning_rate."}
     )
     text_learning_rate: float | None = field(
-        default=None, metadata={"help": "Of the language model or its LoRA, if not learning_rate."}
+        default=None, metadata={"help": "Learning rate of the language model or its LoRA; defaults to learning_rate."}
     )
     max_batch_seconds: float | None = field(
         default=None,
         metadata={
-            "help": "Batches of as many recordings of like length as have so many seconds with padding, on each process, in "
-            "place of per_device_train_batch_size."
+            "help": "Largest seconds of audio in a batch of one process, with padding, instead of "
+            "per_device_train_batch_size. Batches hold recordings of similar length."
         },
     )
 

@@ -1,43 +1,43 @@
-"""Recordings altered as they are read, differently in every epoch and alike in a resumed run."""
+"""Augmentation of recordings. It differs between epochs and is the same in a resumed run."""
 
 import zlib
 from collections.abc import MutableMapping, Sequence
 
 import numpy as np
 import torch
-from transformers import WhisperFeatureExtractor
-from transformers.feature_extraction_utils import FeatureExtractionMixin
 
-from ..processing.audio import resample
+from ..processing.processing_llm_asr import LlmAsrProcessor
+from ..processing.waveforms import resample
 
 
 class SpecAugment:
     """
     Masks random spans of time and of frequency in features (Park et al. 2019, https://arxiv.org/abs/1904.08779).
 
-    The defaults are the paper's, but for `max_time_share`, which is that of its policies for telephone speech: short
-    utterances would not survive two masks of a second each. Features are not warped in time, which the paper found to help
-    least. Masked features take the mean of the recording, which is what the paper's zero stands for: its features have a
-    mean of zero, and Whisper's do not.
+    The defaults are the paper's, except for `max_time_share`. Its default comes from the paper's policies for telephone
+    speech, because two masks of one second each would cover most of a short utterance. There is no time warping, which helped
+    least in the paper. Masked features get the mean of the recording. The paper uses zero, which is the mean of its features
+    but not of Whisper's.
 
     Args:
-        feature_extractor (`FeatureExtractionMixin`):
-            That makes the features; it tells their layout, their rate and how many frames it stacks into one.
+        processor ([`LlmAsrProcessor`]):
+            The processor that computes the features. It gives their layout, their rate and the number of mel frames that are
+            stacked into one.
         num_time_masks (`int`, *optional*, defaults to 2):
-            Time masks of a recording; they may overlap.
+            Number of time masks in a recording. They may overlap.
         max_time_seconds (`float`, *optional*, defaults to 1.0):
-            Longest time mask, in seconds.
+            Longest time mask in seconds.
         max_time_share (`float`, *optional*, defaults to 0.2):
-            Longest time mask, as a share of the recording. The smaller of the two counts.
+            Longest time mask as a share of the recording. The smaller of the two limits applies.
         num_frequency_masks (`int`, *optional*, defaults to 2):
-            Frequency masks of a recording; they may overlap.
+            Number of frequency masks in a recording. They may overlap.
         max_frequency_share (`float`, *optional*, defaults to 0.3375):
-            Widest frequency mask, as a share of the mel bins: 27 of 80.
+            Widest frequency mask as a share of the mel bins. The default is 27 of 80.
     """
 
     def __init__(
         self,
-        feature_extractor: FeatureExtractionMixin,
+        processor: LlmAsrProcessor,
         num_time_masks: int = 2,
         max_time_seconds: float = 1.0,
         max_time_share: float = 0.2,
@@ -56,37 +56,42 @@ class SpecAugment:
         self.max_time_share = max_time_share
         self.num_frequency_masks = num_frequency_masks
         self.max_frequency_share = max_frequency_share
-        self.is_time_last = isinstance(feature_extractor, WhisperFeatureExtractor)
-        self.num_stacked = getattr(feature_extractor, "stride", 1)
-        sampling_rate = feature_extractor.sampling_rate
-        # Those that do not tell make a frame of 10 ms.
-        hop_length = getattr(feature_extractor, "hop_length", sampling_rate // 100)
-        self.max_time_frames = int(max_time_seconds * sampling_rate / (hop_length * self.num_stacked))
+        if processor.feature_layout == "waveform":
+            raise ValueError(
+                "SpecAugment masks mel features, but the speech encoder of `processor` takes waveforms; use speed perturbation "
+                "instead."
+            )
+        self.is_time_last = processor.feature_layout == "mel_first"
+        self.num_mel_bins = processor.feature_extractor.feature_size
+        self.max_time_frames = int(max_time_seconds * processor.sampling_rate / processor.samples_per_feature)
 
     @property
     def num_draws(self) -> int:
-        """Random numbers that a recording takes."""
+        """Number of random numbers for one recording."""
         return 2 * (self.num_time_masks + self.num_frequency_masks)
 
     def __call__(
         self, input_features: torch.Tensor, input_features_mask: torch.Tensor, draws: torch.Tensor
     ) -> torch.Tensor:
         """
+        Mask the features of a batch.
+
         Args:
-            input_features (`torch.Tensor`): Of shape `(num_recordings, num_mel_bins, num_frames)` for Whisper, and of shape
-                `(num_recordings, num_frames, num_stacked * num_mel_bins)` else.
-            input_features_mask (`torch.Tensor` of shape `(num_recordings, num_frames)`): Non-zero for real frames, which
-                come first.
-            draws (`torch.Tensor` of shape `(num_recordings, num_draws)`): Uniform in [0, 1). What becomes of a recording
-                depends on its own row alone.
+            input_features (`torch.Tensor`): Features of shape `(num_recordings, num_mel_bins, num_frames)` or
+                `(num_recordings, num_frames, num_stacked * num_mel_bins)`, depending on the processor's `feature_layout`.
+            input_features_mask (`torch.Tensor` of shape `(num_recordings, num_frames)`): Non-zero for real frames. Padding
+                must be at the end.
+            draws (`torch.Tensor` of shape `(num_recordings, num_draws)`): Uniform random numbers in [0, 1). Each row
+                determines the masks of one recording.
 
         Returns:
-            `torch.Tensor`: Masked features, of the same shape. Padding stays as it is.
+            `torch.Tensor`: Masked features of the same shape. Padding does not change.
         """
         features = input_features if self.is_time_last else input_features.transpose(1, 2)
         real = input_features_mask.bool()
         num_frames = real.sum(1)
-        num_bins = features.shape[1] // self.num_stacked
+        num_bins = self.num_mel_bins
+        num_stacked = features.shape[1] // num_bins
         widths, offsets = draws.to(features.device).unflatten(1, (-1, 2)).unbind(2)
 
         longest = (self.max_time_share * num_frames).long().clamp(max=self.max_time_frames)
@@ -104,7 +109,7 @@ class SpecAugment:
 
         total = features.float().masked_fill(~real[:, None], 0.0).sum(dim=(1, 2))
         mean = (total / (num_frames.clamp(min=1) * features.shape[1])).to(features.dtype)
-        hidden_bins = hidden_bins.repeat(1, self.num_stacked)
+        hidden_bins = hidden_bins.repeat(1, num_stacked)
         hidden = (hidden_frames[:, None, :] | hidden_bins[:, :, None]) & real[:, None]
         features = torch.where(hidden, mean[:, None, None], features)
         return features if self.is_time_last else features.transpose(1, 2)
@@ -114,14 +119,16 @@ def _spans(
     widths: torch.Tensor, offsets: torch.Tensor, widest: torch.Tensor, sizes: torch.Tensor, num_positions: int
 ) -> torch.Tensor:
     """
+    Place spans at random positions.
+
     Args:
-        widths, offsets (`torch.Tensor` of shape `(num_recordings, num_spans)`): Uniform in [0, 1).
+        widths, offsets (`torch.Tensor` of shape `(num_recordings, num_spans)`): Uniform random numbers in [0, 1).
         widest (`torch.LongTensor` of shape `(num_recordings,)`): Largest width, inclusive.
-        sizes (`torch.LongTensor` of shape `(num_recordings,)`): Positions that a span may cover.
-        num_positions (`int`): Positions in all.
+        sizes (`torch.LongTensor` of shape `(num_recordings,)`): Number of positions that spans may cover.
+        num_positions (`int`): Number of all positions.
 
     Returns:
-        `torch.BoolTensor` of shape `(num_recordings, num_positions)`: True in a span.
+        `torch.BoolTensor` of shape `(num_recordings, num_positions)`: True inside a span.
     """
     widths = (widths * (widest[:, None] + 1)).long()
     starts = (offsets * (sizes[:, None] - widths + 1)).long()
@@ -132,12 +139,12 @@ def _spans(
 
 class SpeedPerturbation:
     """
-    Plays a recording slower or faster, which changes its pitch too (Ko et al. 2015,
+    Changes the speed, and with it the pitch, of a recording (Ko et al. 2015,
     https://www.isca-archive.org/interspeech_2015/ko15_interspeech.html).
 
     Args:
         factors (`Sequence[float]`, *optional*, defaults to `(0.9, 1.0, 1.1)`):
-            Speeds, all equally likely. A recording lasts `1 / factor` times as long.
+            Speeds, all equally likely. A factor multiplies the duration of a recording by `1 / factor`.
     """
 
     def __init__(self, factors: Sequence[float] = (0.9, 1.0, 1.1)):
@@ -149,11 +156,13 @@ class SpeedPerturbation:
         self, waveform: np.ndarray, draw: float, min_samples: int = 1, max_samples: int | None = None
     ) -> np.ndarray:
         """
+        Change the speed of a recording.
+
         Args:
             waveform (`np.ndarray` of shape `(num_samples,)`): The recording.
-            draw (`float`): Uniform in [0, 1).
-            min_samples, max_samples (`int`, *optional*): Shortest and longest recording wanted. Factors that would leave
-                these bounds are not drawn; where all would, the recording stays as it is.
+            draw (`float`): Uniform random number in [0, 1).
+            min_samples, max_samples (`int`, *optional*): Bounds of the resulting length. Factors that would violate them are
+                not drawn. Without any possible factor, the recording does not change.
 
         Returns:
             `np.ndarray` of shape `(num_samples / factor,)`.
@@ -161,7 +170,7 @@ class SpeedPerturbation:
         factors = [
             factor
             for factor in self.factors
-            # A resampler may round either way.
+            # The resampler may round up or down.
             if len(waveform) // factor >= min_samples
             and (max_samples is None or np.ceil(len(waveform) / factor) <= max_samples)
         ]
@@ -170,16 +179,16 @@ class SpeedPerturbation:
 
 class Augmentation:
     """
-    Draws what [`SpeedPerturbation`] and [`SpecAugment`] do to each row.
+    Draws the random numbers of [`SpeedPerturbation`] and [`SpecAugment`] for each row.
 
-    Numbers are drawn by seed, epoch and row, and from no generator's state, so that a row looks the same whichever batch,
-    process or worker of the data loader it is in, and in a resumed run. A row that comes several times in an epoch looks the
-    same each time.
+    The random numbers depend only on seed, epoch and row. A row therefore gets the same augmentation in any batch, process or
+    worker of the data loader, and in a resumed run. A row that occurs several times in an epoch gets the same augmentation
+    each time.
 
     Args:
-        speed_perturbation ([`SpeedPerturbation`], *optional*): For waveforms.
-        spec_augment ([`SpecAugment`], *optional*): For features.
-        seed (`int`, *optional*, defaults to 0): Of all draws.
+        speed_perturbation ([`SpeedPerturbation`], *optional*): Augmentation of waveforms.
+        spec_augment ([`SpecAugment`], *optional*): Augmentation of features.
+        seed (`int`, *optional*, defaults to 0): Seed of all random numbers.
     """
 
     def __init__(
@@ -193,21 +202,23 @@ class Augmentation:
         self.speed_perturbation = speed_perturbation
         self.spec_augment = spec_augment
         self.seed = seed
-        # Workers of the data loader that live on from epoch to epoch keep their own copy of everything else.
+        # Persistent workers of the data loader have copies of this object. Shared memory tells them the new epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw for epoch `epoch` from now on; to be called before the epoch's data loader is iterated."""
+        """Set the epoch of all following draws. Call this before iterating over the epoch's data loader."""
         self._epoch.fill_(epoch)
 
     def perturb(
         self, waveform: np.ndarray, key: str, min_samples: int = 1, max_samples: int | None = None
     ) -> np.ndarray:
         """
+        Change the speed of a recording.
+
         Args:
-            waveform (`np.ndarray` of shape `(num_samples,)`): A recording.
-            key (`str`): What tells its row from others.
-            min_samples, max_samples (`int`, *optional*): Shortest and longest recording wanted.
+            waveform (`np.ndarray` of shape `(num_samples,)`): The recording.
+            key (`str`): Unique key of its row.
+            min_samples, max_samples (`int`, *optional*): Bounds of the resulting length.
 
         Returns:
             `np.ndarray` of shape `(num_perturbed_samples,)`.
@@ -221,8 +232,8 @@ class Augmentation:
         Mask `input_features` of a batch.
 
         Args:
-            batch (`MutableMapping[str, torch.Tensor]`): With `input_features` and `input_features_mask`.
-            keys (`Sequence[str]` of length `num_recordings`): What tells each row from others.
+            batch (`MutableMapping[str, torch.Tensor]`): A batch with `input_features` and `input_features_mask`.
+            keys (`Sequence[str]` of length `num_recordings`): Unique key of each row.
         """
         if self.spec_augment is None:
             return
@@ -231,7 +242,7 @@ class Augmentation:
 
     def _draw(self, purpose: str, key: str, num_draws: int) -> torch.Tensor:
         entropy = [self.seed, int(self._epoch), zlib.crc32(f"{purpose} {key}".encode())]
-        # Rounded to float32, a number could be 1.
+        # Keep float64: rounding to float32 could give 1.
         return torch.from_numpy(np.random.default_rng(entropy).random(num_draws))
 
 

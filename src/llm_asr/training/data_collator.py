@@ -1,7 +1,8 @@
-"""Rows of a speech dataset in, a training batch out."""
+"""Turns rows of a speech dataset into training batches."""
 
 import zlib
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -15,29 +16,29 @@ from .augmentation import Augmentation
 @dataclass
 class LlmAsrDataCollator:
     """
-    Reads recordings and makes prompts, labels and features of a batch; for the `data_collator` of a `Trainer`.
+    Reads recordings and creates prompts, labels and features of a batch. Use it as the `data_collator` of a `Trainer`.
 
-    Pass `remove_unused_columns=False` to the `TrainingArguments`: the columns of the dataset are not model inputs.
+    Pass `remove_unused_columns=False` to the `TrainingArguments`, because the columns of the dataset are not model inputs.
 
     Args:
         processor ([`LlmAsrProcessor`]):
-            Of the model that is trained.
+            The model's processor.
         audio_column (`str`, *optional*, defaults to `"audio"`):
             Column with recordings, in any form that [`load_audio`] reads.
         text_column (`str`, *optional*, defaults to `"text"`):
             Column with transcripts.
         language_column (`str`, *optional*, defaults to `"language"`):
-            Column with language codes or names; rows without it are transcribed without naming a language.
+            Column with language codes or names. Prompts of rows without a language do not name one.
         language_dropout (`float`, *optional*, defaults to 0.0):
-            Share of rows whose prompts leave the language out, so that the model learns all ways to be asked: half of
-            them ask the model to name it. Which rows these are is random but fixed.
+            Share of rows whose prompts do not name the language, so that the model learns all forms of prompts. Half of these
+            prompts ask the model to identify the language. The rows are chosen at random, but always the same.
         hidden_states_column (`str`, *optional*):
-            Column with files written by [`cache_audio_hidden_states`], to be used in place of recordings.
+            Column with files of [`cache_audio_hidden_states`], which replace the recordings.
         augmentation ([`Augmentation`], *optional*):
-            Alters recordings and features. Give it to [`LlmAsrTrainer`] instead, and it trains with it alone.
+            Augmentation of recordings and features. Pass it to [`LlmAsrTrainer`] to augment only training batches.
         row_ids (`bool`, *optional*, defaults to `False`):
-            Whether to add `row_ids`, a list of the `row` of each row, which [`LlmAsrTrainer`] takes out again and names
-            when a loss is not finite.
+            Whether to add `row_ids`, a list with the `row` of each row. [`LlmAsrTrainer`] removes it before the forward pass,
+            and reports it if a loss is not finite.
     """
 
     processor: LlmAsrProcessor
@@ -54,19 +55,22 @@ class LlmAsrDataCollator:
             raise ValueError(f"`language_dropout` must be a share in [0, 1], got {self.language_dropout}.")
         if self.augmentation is not None and self.hidden_states_column is not None:
             raise ValueError(
-                "`augmentation` alters recordings, and those of `hidden_states_column` are encoded already; pass one of them."
+                "`augmentation` changes recordings, but the recordings of `hidden_states_column` are encoded already; use one "
+                "or the other."
             )
 
     def __call__(self, rows: list[dict]) -> BatchFeature:
         """
+        Create a batch.
+
         Args:
-            rows (`list[dict]`): Rows of the dataset; a `row` key, if present, names a row in errors.
+            rows (`list[dict]`): Rows of the dataset. Errors name a row by its `row`, if it has one.
 
         Returns:
             [`BatchFeature`]: See [`LlmAsrProcessor.__call__`].
 
         Raises:
-            `ValueError`: If a recording cannot be used or a transcript is missing; it names the row.
+            `ValueError`: If a recording cannot be used or a transcript is missing. The error names the row.
         """
         batch = self._make_batch(rows)
         if self.row_ids:
@@ -76,7 +80,7 @@ class LlmAsrDataCollator:
     def _make_batch(self, rows: list[dict]) -> BatchFeature:
         transcripts = [self._transcript(row) for row in rows]
         languages, identifies = zip(*(self._language(row) for row in rows), strict=True)
-        requests = {"language": languages, "identify_language": identifies}
+        requests: dict[str, Any] = {"language": languages, "identify_language": identifies}
         if self.hidden_states_column is None:
             recordings = [self._recording(row) for row in rows]
             batch = self.processor.apply_transcription_request(recordings, transcription=transcripts, **requests)
@@ -99,30 +103,50 @@ class LlmAsrDataCollator:
             raise ValueError(f"{_name(row)}: no column {self.audio_column!r}; its columns are {sorted(row)}.")
         try:
             recording = self.processor.load_recording(row[self.audio_column])
-        except ValueError as error:
-            raise ValueError(f"{_name(row)}: {error}") from error
+        except (TypeError, ValueError) as error:
+            raise _named(row, error) from error
         if self.augmentation is None:
             return recording
-        bounds = (self.processor.samples_per_frame, self.processor.max_audio_samples)
+        bounds = (self.processor.min_audio_samples, self.processor.max_audio_samples)
         return self.augmentation.perturb(recording, self._key(row), *bounds)
 
     def _key(self, row: dict) -> str:
-        """What is drawn for a row depends on it alone, so that a resumed run sees what it would have seen."""
+        """The key of a row's random draws. It depends only on the row, so that a resumed run repeats the draws."""
         return f"{row.get('row')} {row[self.text_column]}"
 
     def _transcript(self, row: dict) -> str:
         transcript = row.get(self.text_column)
         if not isinstance(transcript, str):
             raise ValueError(f"{_name(row)}: column {self.text_column!r} must hold a transcript, got {transcript!r}.")
+        if self.processor.audio_token in transcript:
+            raise ValueError(
+                f"{_name(row)}: column {self.text_column!r} must not contain the audio token "
+                f"{self.processor.audio_token!r}; remove it."
+            )
         return transcript
 
     def _language(self, row: dict) -> tuple[str | None, bool]:
-        """The language of a row, unless nobody is to know it, and whether it is the model that says it."""
+        """
+        Decide how the language of a row is used: it may be named in the prompt, identified by the model, or dropped.
+
+        Returns:
+            `tuple`: The language, or `None` if it is unknown or dropped, and whether the model has to identify it.
+        """
         language = row.get(self.language_column)
+        try:
+            is_unknown = self.processor.language_name(language) is None
+        except (TypeError, ValueError) as error:
+            raise _named(row, error) from error
         draw = zlib.crc32(self._key(row).encode()) / 2**32
-        if language is None or draw < self.language_dropout / 2:
+        if is_unknown or draw < self.language_dropout / 2:
             return None, False
         return language, draw < self.language_dropout
+
+
+def _named(row: dict, error: TypeError | ValueError) -> TypeError | ValueError:
+    """An error of the same type whose message starts with the name of the row."""
+    kind = TypeError if isinstance(error, TypeError) else ValueError
+    return kind(f"{_name(row)}: {error}")
 
 
 def _name(row: dict) -> str:

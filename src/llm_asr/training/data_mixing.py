@@ -1,9 +1,10 @@
-"""Several speech datasets in one, each language as often as wanted."""
+"""Mixes several speech datasets, with a chosen probability of each language."""
 
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,11 +20,11 @@ from datasets import (
 )
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
-from .datasets_asr import column_names, locate_audio, open_dataset
+from ..datasets_asr import column_names, locate_audio, open_dataset
 from .filters import RowFilters, read_duration
 
 
-# As `Audio(decode=False)` keeps it; but that wants torchcodec wherever a row is mapped.
+# The storage of `Audio(decode=False)`. The feature itself would need torchcodec wherever a row is mapped.
 ENCODED_AUDIO = {"bytes": Value("binary"), "path": Value("string")}
 
 FEATURES = Features(
@@ -37,12 +38,14 @@ FEATURES = Features(
     }
 )
 
-# Of a dataset that does not stream but is mixed with one that does.
+# Shards of a dataset that does not stream but is mixed with one that does.
 NUM_SHARDS = 64
 
 
 def unquote(text: str) -> str:
-    """Text without the double quotes that some transcripts of Common Voice stand in, whose own quotes are doubled."""
+    """
+    Remove the double quotes around some transcripts of Common Voice. Such a transcript doubles the quotes inside it.
+    """
     if len(text) >= 2 and text[0] == text[-1] == '"':
         return text[1:-1].replace('""', '"')
     return text
@@ -58,12 +61,12 @@ TEXT_NORMALIZERS: dict[str, Callable[[str], str]] = {
 @dataclass
 class DatasetSpec:
     """
-    One dataset of a mixture, as a recipe describes it.
+    One dataset of a mixture in a recipe.
 
     Args:
         dataset (`str`):
-            A JSON Lines, CSV, TSV or Parquet file, whose audio paths may be relative to it, a folder with Parquet
-            files, or a Hub id.
+            A JSON Lines, CSV, TSV or Parquet file, a folder with Parquet files, or a Hub id. Audio paths in a file may be
+            relative to the file.
         name (`str`, *optional*):
             Configuration of a Hub dataset or a folder.
         split (`str`, *optional*, defaults to `"train"`):
@@ -75,16 +78,17 @@ class DatasetSpec:
         language (`str`, *optional*):
             Language of all rows.
         language_column (`str`, *optional*):
-            Column with the language of each row, in place of `language`.
+            Column with the language of each row, instead of `language`.
         duration_column (`str`, *optional*):
-            Column with seconds. Without it `duration` is used, or, if there is none, the header of the audio.
+            Column with durations in seconds. Defaults to the column `duration`, or to the header of the audio without such a
+            column.
         text_normalizer (`str`, *optional*):
-            `"lower"`, `"unquote"` for Common Voice, or `"whisper_basic"`, the [`BasicTextNormalizer`] of Whisper, which
-            also takes punctuation away.
+            `"lower"`, `"unquote"` for Common Voice, or `"whisper_basic"`, Whisper's [`BasicTextNormalizer`], which also
+            removes punctuation.
         streaming (`bool`, *optional*, defaults to `False`):
-            Read rows as they are needed and keep none on disk.
+            Whether to read rows during training instead of saving them on disk before.
         num_rows (`int`, *optional*):
-            Size of a dataset that streams, where it does not tell itself.
+            Number of rows of a streaming dataset that does not provide it.
     """
 
     dataset: str
@@ -131,6 +135,8 @@ class DatasetSpec:
     @classmethod
     def from_dict(cls, spec: dict) -> "DatasetSpec":
         """
+        Create the specification from an entry of a recipe.
+
         Args:
             spec (`dict`): An entry of a recipe's `train_datasets`.
 
@@ -138,7 +144,7 @@ class DatasetSpec:
             [`DatasetSpec`]
 
         Raises:
-            `ValueError`: If it has unknown keys, lacks `dataset`, or a value is none that is possible.
+            `ValueError`: If the entry has unknown keys, lacks `dataset`, or has an invalid value.
         """
         if not isinstance(spec, dict) or "dataset" not in spec:
             raise ValueError(f"An entry of `train_datasets` must be a mapping with `dataset`, got {spec!r}.")
@@ -151,22 +157,22 @@ class DatasetSpec:
 
 class StreamingMixture(torch.utils.data.IterableDataset):
     """
-    Rows of a dataset that streams, shuffled so that any position of any epoch can be gone back to.
+    Shuffles the rows of a streaming dataset. Training can resume at any position of any epoch.
 
-    `datasets.IterableDataset.shuffle` forgets the rows in its buffer when it is resumed. Here rows are read in blocks,
-    and each block is permuted by seed, epoch and number: what is to be remembered is where the block began. To
-    resume reads at most one block again. Files (shards) are read in another order in every epoch, and sources are drawn
-    in another order.
+    A resumed `datasets.IterableDataset.shuffle` loses the rows in its buffer. This class reads rows in blocks and permutes
+    each block by seed, epoch and block number, so its state is only the start of the block and the position in it. Resuming
+    reads at most one block again. The order of files (shards) and the order in which sources are drawn change every epoch.
 
-    Being no `datasets.IterableDataset`, it is split between processes by `accelerate` row by row, with as many batches
-    for each process, instead of file by file, where the first process to run out would leave the others waiting. Leave
-    `split_dataset_by_node` out; pass `dispatch_batches=False` to `accelerate`, whose default would have one process read
-    everything and join batches of different lengths.
+    The class is not a `datasets.IterableDataset`, so `accelerate` distributes single rows over the processes, and all
+    processes get the same number of batches. With a `datasets.IterableDataset`, `accelerate` would distribute files, and the
+    first process without rows would block the others. Do not use `split_dataset_by_node`. Pass `dispatch_batches=False` to
+    `accelerate`. By default one process would read all rows and concatenate batches of different lengths.
 
     Args:
-        dataset (`IterableDataset`): Rows.
-        shuffle_buffer_size (`int`, *optional*, defaults to 1000): Rows in a block, kept in memory; 1 to not shuffle.
-        seed (`int`, *optional*, defaults to 0): Of all that is random.
+        dataset (`IterableDataset`): The rows.
+        shuffle_buffer_size (`int`, *optional*, defaults to 1000): Number of rows in a block, which is kept in memory. 1
+            disables shuffling.
+        seed (`int`, *optional*, defaults to 0): Seed of all random choices.
     """
 
     def __init__(self, dataset: IterableDataset, shuffle_buffer_size: int = 1000, seed: int = 0):
@@ -181,12 +187,12 @@ class StreamingMixture(torch.utils.data.IterableDataset):
 
     def set_epoch(self, epoch: int) -> None:
         """
-        Shuffle anew; workers that run already are told.
+        Change the order for a new epoch, also in running workers.
 
         Args:
             epoch (`int`): Number of the epoch.
         """
-        # `datasets` shuffles shards by the epoch alone, and not at all in epoch 0.
+        # `datasets` shuffles shards by the epoch number alone, and does not shuffle them in epoch 0.
         self._set_epoch_seed(1 + int(np.random.SeedSequence((self.seed, epoch)).generate_state(1)[0]) // 2)
 
     def _set_epoch_seed(self, epoch_seed: int) -> None:
@@ -197,16 +203,16 @@ class StreamingMixture(torch.utils.data.IterableDataset):
     def state_dict(self) -> dict:
         """
         Returns:
-            `dict`: Where the iteration is, after the row it gave last; plain values that JSON can hold.
+            `dict`: Position after the last returned row, as values for JSON.
         """
         return self._state
 
     def load_state_dict(self, state_dict: dict) -> None:
         """
-        Begin the next iteration where another was, unless `set_epoch` chooses another epoch.
+        Start the next iteration at a saved position, unless `set_epoch` selects another epoch.
 
         Args:
-            state_dict (`dict`): From `state_dict` of a mixture of the same datasets, seed and buffer size.
+            state_dict (`dict`): Result of `state_dict` of a mixture with the same datasets, seed and buffer size.
         """
         self._set_epoch_seed(state_dict["epoch_seed"])
         self._resumed = state_dict
@@ -230,11 +236,12 @@ class StreamingMixture(torch.utils.data.IterableDataset):
 
 def language_probabilities(sizes: dict[str | None, int], temperature: float) -> dict[str | None, float]:
     """
-    How often to draw each language: p ∝ n^(1/τ), as in [XLM-R](https://arxiv.org/abs/1911.02116), where α = 1/τ.
+    Probability of drawing each language: p ∝ n^(1/τ), as in [XLM-R](https://arxiv.org/abs/1911.02116), where α = 1/τ.
 
     Args:
-        sizes (`dict[str, int]`): Rows n of each language.
-        temperature (`float`): τ; 1 draws languages as they are, and the larger it is, the more alike.
+        sizes (`dict[str, int]`): Number of rows n of each language.
+        temperature (`float`): τ. 1 gives probabilities in proportion to the sizes. Larger values make the probabilities more
+            equal.
 
     Returns:
         `dict[str, float]`: Probability of each language.
@@ -243,8 +250,10 @@ def language_probabilities(sizes: dict[str | None, int], temperature: float) -> 
         `ValueError`: If `temperature` is not positive.
     """
     if not temperature > 0:
-        raise ValueError(f"`temperature` must be positive, got {temperature}; 1 draws languages as they are.")
-    # Divided by the largest, or a temperature close to 0 would overflow.
+        raise ValueError(
+            f"`temperature` must be positive, got {temperature}; 1 draws languages in proportion to their sizes."
+        )
+    # Dividing by the largest size avoids an overflow for a temperature close to 0.
     largest = max(sizes.values())
     weights = {language: (size / largest) ** (1 / temperature) for language, size in sizes.items()}
     total = sum(weights.values())
@@ -259,53 +268,53 @@ def load_mixture(
     shuffle_buffer_size: int = 1000,
 ) -> Dataset | StreamingMixture:
     """
-    Mix datasets: a language is drawn with p ∝ n^(1/τ), and one of its datasets in proportion to its rows.
+    Mix datasets. A language is drawn with p ∝ n^(1/τ), and then one of its datasets in proportion to its number of rows.
 
-    An epoch ends when every row of every dataset was there (`stopping_strategy="all_exhausted"`). To keep to the
-    probabilities until then, rows of languages that are drawn more often than their size would have it come several
-    times; no row is left out. Where nothing streams and `temperature` is 1, every row comes once.
+    An epoch ends when every row of every dataset was drawn (`stopping_strategy="all_exhausted"`). Rows of a language that is
+    drawn more often than in proportion to its size are repeated, and no row is left out. Without streaming and with a
+    `temperature` of 1, every row is drawn once.
 
     Args:
         specs (`list[DatasetSpec]` or `list[dict]`):
-            Datasets. If any streams, so does the mixture.
+            Datasets. If one of them streams, the mixture streams.
         temperature (`float`, *optional*, defaults to 1.0):
-            τ, see [`language_probabilities`]. Other than 1, it needs `language` for each dataset that streams. Rows of
-            no known language count as one language.
+            τ, see [`language_probabilities`]. If it is not 1, each streaming dataset needs a `language`. Rows without a
+            language count as one language.
         seed (`int`, *optional*, defaults to 0):
-            Of all that is random.
+            Seed of all random choices.
         filters ([`RowFilters`], *optional*):
-            Which rows to keep. Its `report` is complete for datasets that do not stream, and grows while others are
-            iterated. Rows rejected do not count to the size of a dataset, unless it streams.
+            Selects the rows to keep. Its `report` is complete for datasets that do not stream. For streaming datasets it
+            grows while rows are read. The size of a dataset that does not stream excludes rejected rows.
         shuffle_buffer_size (`int`, *optional*, defaults to 1000):
-            Rows of a mixture that streams to be shuffled together, and kept in memory by each worker. Without
-            streaming, shuffling is left to the `Trainer`.
+            Number of rows of a streaming mixture to shuffle together, which each worker keeps in memory. Without streaming,
+            the `Trainer` shuffles.
 
     Returns:
-        `Dataset` or [`StreamingMixture`], with columns `audio` (`{"bytes": ..., "path": ...}`, undecoded), `text`,
-        `language`, `dataset` (where a row is from), `row` (names it in errors) and `duration` (in seconds, if the dataset
-        tells or a filter had to know).
+        `Dataset` or [`StreamingMixture`], with the columns `audio` (`{"bytes": ..., "path": ...}`, undecoded), `text`,
+        `language`, `dataset` (name of the row's dataset), `row` (name of the row in errors) and `duration` (in seconds, if the
+        dataset provides it or a filter needs it).
 
     Raises:
-        `ValueError`: If there are no datasets, one is described wrongly, cannot be found, lacks a column or has no row
-            left, or the size or language of one that streams must be known and is not.
+        `ValueError`: If there are no datasets, if a dataset has an invalid specification, cannot be found, lacks a column or
+            has no rows left, or if the required size or language of a streaming dataset is unknown.
     """
     if not specs:
         raise ValueError("`train_datasets` is empty; name at least one dataset.")
-    specs = [spec if isinstance(spec, DatasetSpec) else DatasetSpec.from_dict(spec) for spec in specs]
+    parsed = [spec if isinstance(spec, DatasetSpec) else DatasetSpec.from_dict(spec) for spec in specs]
     language_probabilities({None: 1}, temperature)
     parts: list[tuple[Dataset | IterableDataset, str | None, int]] = []
-    for spec in specs:
+    for spec in parsed:
         if filters is not None:
             filters.report.add_dataset(spec.source)
         if spec.streaming:
             if temperature != 1 and len(specs) > 1 and spec.language_column is not None:
                 raise ValueError(
-                    f"Dataset {spec.source!r} streams, so that the rows of each language in `language_column` cannot "
-                    "be counted; give one `language`, or `streaming: false`, or `temperature: 1`."
+                    f"Dataset {spec.source!r} streams, so the rows of each language in `language_column` cannot be "
+                    "counted; set one `language`, or `streaming: false`, or `temperature: 1`."
                 )
             rows, size = _stream_rows(spec, filters)
             if size is None and len(specs) > 1:
-                raise ValueError(f"Dataset {spec.source!r} streams and does not tell its size; give `num_rows`.")
+                raise ValueError(f"Dataset {spec.source!r} streams and does not provide its size; set `num_rows`.")
             parts.append((rows, spec.language, size or 1))
         else:
             rows = _load_rows(spec, filters)
@@ -320,7 +329,7 @@ def load_mixture(
     of_language = language_probabilities(sizes, temperature)
     probabilities = [of_language[language] * size / sizes[language] for _, language, size in parts]
 
-    is_streaming = any(spec.streaming for spec in specs)
+    is_streaming = any(spec.streaming for spec in parsed)
     sources = [part for part, _, _ in parts]
     if is_streaming:
         sources = [
@@ -332,11 +341,11 @@ def load_mixture(
     if len(sources) == 1:
         mixture = sources[0]
     elif not is_streaming and (temperature == 1 or len(sizes) == 1):
-        # Then rows are drawn as they are: together, and each of them once.
+        # The probabilities follow the sizes, so every row is drawn once.
         mixture = concatenate_datasets(sources)
     else:
         if not is_streaming:
-            # Or it were always the first rows that come once more than the others.
+            # Without shuffling, the first rows of a dataset would be repeated more often than the others.
             sources = [source.shuffle(seed=seed) for source in sources]
         mixture = interleave_datasets(
             sources, probabilities=probabilities, seed=seed, stopping_strategy="all_exhausted"
@@ -345,7 +354,7 @@ def load_mixture(
 
 
 def _open(spec: DatasetSpec) -> tuple[Dataset | IterableDataset, dict]:
-    """Rows as they are, and what `_describe` needs to know of them."""
+    """Open a dataset without changing its rows, and return further arguments for `_describe`."""
     wanted = (spec.audio_column, spec.text_column, spec.language_column, spec.duration_column)
     columns = tuple(column for column in wanted if column is not None)
     rows = open_dataset(spec.dataset, spec.name, spec.split, columns, spec.streaming)
@@ -365,7 +374,7 @@ def _stream_rows(spec: DatasetSpec, filters: RowFilters | None) -> tuple[Iterabl
 
 def _load_rows(spec: DatasetSpec, filters: RowFilters | None) -> Dataset:
     rows, options = _open(spec)
-    # Recordings are not mapped, or all of them would be written once more.
+    # Mapping the recordings would write all of them to disk again.
     audio = rows.select_columns([spec.audio_column])
     if spec.audio_column != "audio":
         audio = audio.rename_column(spec.audio_column, "audio")
@@ -392,7 +401,7 @@ def _load_rows(spec: DatasetSpec, filters: RowFilters | None) -> Dataset:
             _judge,
             remove_columns=rows.column_names,
             features=Features({"reason": Value("string"), "duration": Value("float64")}),
-            # Without its report, whose counts would keep the result from being found in the cache.
+            # `replace` gives an empty report: counts would change the fingerprint of the result in the cache.
             fn_kwargs={"filters": replace(filters)},
             desc="Filtering",
         )
@@ -416,14 +425,14 @@ def _judge(row: dict, filters: RowFilters) -> dict:
     return {"reason": filters.reason(row), "duration": row["duration"]}
 
 
-def _describe(row: dict, index: int, spec: DatasetSpec, language_names: list[str] | None) -> dict:
+def _describe(row: dict, index: int | str, spec: DatasetSpec, language_names: list[str] | None) -> dict:
     text = row[spec.text_column]
     text = None if text is None else str(text)
     if text is not None and spec.text_normalizer is not None:
         text = TEXT_NORMALIZERS[spec.text_normalizer](text)
-    language = spec.language if spec.language_column is None else row[spec.language_column]
+    language: Any = spec.language if spec.language_column is None else row[spec.language_column]
     if language_names is not None and language is not None:
-        # Unknown is -1.
+        # `datasets` stores -1 for an unknown label.
         language = language_names[language] if language >= 0 else None
     return {
         "text": text,
@@ -438,6 +447,6 @@ def _describe_stream(row: dict, spec: DatasetSpec, language_names: list[str] | N
     audio = locate_audio(row[spec.audio_column], spec.dataset)
     if not isinstance(audio, dict):
         audio = {"bytes": None, "path": audio}
-    # Shards come in any order, so that there is no counting.
+    # Shards come in any order, so rows have no number; name them by their path or contents.
     name = audio["path"] or hashlib.sha256(audio["bytes"] or b"").hexdigest()[:16]
     return {"audio": audio, **_describe(row, name, spec, language_names)}

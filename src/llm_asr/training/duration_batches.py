@@ -1,4 +1,4 @@
-"""Batches of recordings of like duration, bounded by their padded seconds instead of their count."""
+"""Batches of recordings with similar durations. Their size is limited in seconds of padded audio."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -13,37 +13,38 @@ from ..processing.audio import read_duration
 
 class DurationBatchSampler(Sampler[list[int]]):
     """
-    Batches whose size times their longest recording stays within `max_seconds`; for the `batch_sampler` of a `DataLoader`.
+    Samples batches whose number of recordings times their longest duration is at most `max_seconds`. Use it as the
+    `batch_sampler` of a `DataLoader`.
 
-    Recordings are put into buckets of like duration once. Each epoch shuffles the recordings of every bucket and the order
-    of the batches. A batch is counted as if all its recordings were as long as the longest of their bucket, so that where
-    batches begin and end is the same in every epoch: the `Trainer` takes the number of batches of the first epoch for that
-    of all of them, and counts by it when it resumes.
+    Recordings are sorted once into buckets of similar durations. Each epoch shuffles the recordings of every bucket and the
+    order of the batches. The size of a batch is computed as if all its recordings were as long as the longest of their
+    bucket. All epochs therefore have the same number of batches. The `Trainer` relies on this: it multiplies the number of
+    batches of the first epoch, and resumes by it.
 
-    An epoch depends on `seed` and [`~DurationBatchSampler.set_epoch`] alone, and holds every row once. Every process makes
-    the same epoch, which `accelerate` deals out batch by batch; if the batches cannot be divided evenly, processes without
-    one in the last round take the first of the epoch once more, or, with `drop_last`, the last round is left out. Either
-    way, all processes take the same number of steps.
+    An epoch depends only on `seed` and [`~DurationBatchSampler.set_epoch`], and contains every row once. All processes compute
+    the same epoch, and `accelerate` distributes its batches. If the number of batches is not a multiple of the number of
+    processes, `accelerate` repeats batches from the start of the epoch, or drops the last round with `drop_last`. All
+    processes take the same number of steps.
 
-    `accelerate` does not pass the epoch on to a batch sampler if a run on several processes is resumed in the middle of an
-    epoch. Call [`~DurationBatchSampler.set_epoch`] at the start of every epoch.
+    If a run on several processes is resumed inside an epoch, `accelerate` does not pass the epoch on to a batch sampler. Call
+    [`~DurationBatchSampler.set_epoch`] at the start of every epoch.
 
     Args:
         durations (`Sequence[float]` of length `num_rows`):
-            Seconds of each recording; see [`read_durations`].
+            Duration of each recording in seconds; see [`read_durations`].
         max_seconds (`float`):
-            Largest batch, in seconds of audio with padding, on one process.
+            Largest batch of one process, in seconds of audio with padding.
         seed (`int`, *optional*, defaults to 0):
-            Of the shuffling.
+            Seed of the shuffling.
         drop_last (`bool`, *optional*, defaults to `False`):
-            Whether to leave out batches that not every process has its share of. Without effect on a single process.
+            Whether to drop the last batches if there are too few for all processes. It has no effect on a single process.
         max_batch_size (`int`, *optional*):
-            Most recordings in a batch, however short they are.
+            Largest number of recordings in a batch.
         bucket_width (`float`, *optional*, defaults to 0.1):
-            Share by which durations in a bucket may differ. More mixes recordings better, and pads them more.
+            Share by which durations in a bucket may differ. A larger share mixes recordings better, but adds more padding.
 
     Raises:
-        `ValueError`: If a duration is missing, is not positive or is above `max_seconds`; it names the row.
+        `ValueError`: If a duration is missing, not positive or above `max_seconds`. The error names the row.
 
     Example:
 
@@ -56,7 +57,7 @@ class DurationBatchSampler(Sampler[list[int]]):
 
     def __init__(
         self,
-        durations: Sequence[float],
+        durations: Sequence[float | None],
         max_seconds: float,
         seed: int = 0,
         drop_last: bool = False,
@@ -71,21 +72,21 @@ class DurationBatchSampler(Sampler[list[int]]):
             raise ValueError(f"`bucket_width` must be a positive share, got {bucket_width}.")
         if seed < 0:
             raise ValueError(f"`seed` must not be negative, got {seed}.")
-        durations = np.asarray(durations, dtype=np.float64)
-        if durations.ndim != 1 or len(durations) == 0:
-            raise ValueError(f"`durations` must be seconds of each row, of shape (num_rows,), got {durations.shape}.")
-        _check_durations(durations, max_seconds)
+        seconds = np.asarray(durations, dtype=np.float64)
+        if seconds.ndim != 1 or len(seconds) == 0:
+            raise ValueError(f"`durations` must be seconds of each row, of shape (num_rows,), got {seconds.shape}.")
+        _check_durations(seconds, max_seconds)
 
         self.seed = seed
         self.drop_last = drop_last
         self.epoch = 0
-        # Longest first, so that the first recording of a batch tells how many fit.
-        buckets = np.floor(np.log(durations / durations.min()) / math.log1p(bucket_width))
+        # Sort the longest buckets first, so that the first recording of a batch is its longest and determines its size.
+        buckets = np.floor(np.log(seconds / seconds.min()) / math.log1p(bucket_width))
         _, buckets = np.unique(-buckets, return_inverse=True)
         # Sorting integers of 16 bits takes linear time.
         self._buckets = buckets.astype(np.min_scalar_type(int(buckets.max())))
         longest = np.zeros(int(buckets.max()) + 1)
-        np.maximum.at(longest, buckets, durations)
+        np.maximum.at(longest, buckets, seconds)
         counted = longest[np.sort(buckets)]
         starts, start = [], 0
         while start < len(counted):
@@ -95,7 +96,7 @@ class DurationBatchSampler(Sampler[list[int]]):
         self._bounds = np.array([*starts, len(counted)])
 
     def set_epoch(self, epoch: int) -> None:
-        """Shuffle as in epoch `epoch`, from the next iteration on."""
+        """Use the order of epoch `epoch` from the next iteration on."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -111,21 +112,21 @@ class DurationBatchSampler(Sampler[list[int]]):
 
 def read_durations(dataset: Dataset, audio_column: str = "audio") -> list[float | None]:
     """
-    Find out how long the recordings of a dataset are.
+    Read the durations of the recordings in a dataset.
 
     Args:
-        dataset (`Dataset`): Rows with encoded recordings, as [`load_asr_dataset`] and [`load_mixture`] give them. Where a
-            column `duration`, in seconds, is missing or empty, the header of the recording is read.
+        dataset (`Dataset`): Rows with encoded recordings from [`load_asr_dataset`] or [`load_mixture`]. The durations come
+            from the column `duration`, in seconds, or from the header of the recording if that is missing or empty.
         audio_column (`str`, *optional*, defaults to `"audio"`): Column with recordings.
 
     Returns:
-        `list[float]` of length `num_rows`: Seconds; `None` where neither tells.
+        `list[float]` of length `num_rows`: Durations in seconds. `None` for an unknown duration.
     """
     has_column = "duration" in dataset.column_names
     durations = dataset["duration"][:] if has_column else [None] * len(dataset)
     missing = [row for row, duration in enumerate(durations) if duration is None]
     recordings = dataset.select_columns([audio_column])
-    for row in tqdm(missing, desc="Reading how long recordings are", unit="recording", disable=not missing):
+    for row in tqdm(missing, desc="Reading durations", unit="recording", disable=not missing):
         durations[row] = read_duration(recordings[row][audio_column])
     return durations
 
@@ -133,12 +134,12 @@ def read_durations(dataset: Dataset, audio_column: str = "audio") -> list[float 
 def _check_durations(durations: np.ndarray, max_seconds: float) -> None:
     for row in np.flatnonzero(~(np.isfinite(durations) & (durations > 0)))[:1]:
         raise ValueError(
-            f"`durations` must be positive seconds, and row {row} has {durations[row]}; repair or remove that row."
+            f"`durations` must be positive seconds, but row {row} has {durations[row]}; repair or remove that row."
         )
     for row in np.flatnonzero(durations > max_seconds)[:1]:
         raise ValueError(
-            f"Row {row} lasts {durations[row]:.2f} s, more than a whole batch of `max_seconds` = {max_seconds}; raise it, or "
-            "remove or split that row."
+            f"Row {row} lasts {durations[row]:.2f} s, more than a whole batch of `max_seconds` = {max_seconds}; raise "
+            "`max_seconds`, or remove or split that row."
         )
 
 

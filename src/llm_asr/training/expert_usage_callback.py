@@ -1,6 +1,9 @@
-"""Watching experts while they train."""
+"""Logs the usage of experts during training."""
+
+from typing import Any
 
 import torch
+from torch.utils.hooks import RemovableHandle
 from transformers import Trainer, TrainerCallback
 
 from ..evaluation.expert_usage import normalized_entropy
@@ -9,15 +12,15 @@ from ..modeling.expert_balance import ExpertBalance, count_expert_load
 
 class ExpertUsageCallback(TrainerCallback):
     """
-    Logs how evenly experts are used, wherever the `Trainer` reports to, over the frames since the last log.
+    Logs how evenly the frames since the last log were distributed over the experts.
 
-    - `expert_entropy`: of the shares of frames, from 0 (one expert does all) to 1 (all do the same);
+    - `expert_entropy`: entropy of the shares of frames, from 0 (one expert gets all frames) to 1 (equal shares);
     - `expert_min_share`: the smallest share;
-    - `expert_max_violation`: how far the largest load is above the mean, relative to it (arXiv 2408.15664, eq. 4);
-    - `dead_experts`: experts with less than a tenth of an equal share.
+    - `expert_max_violation`: excess of the largest load over the mean, relative to the mean (arXiv 2408.15664, eq. 4);
+    - `dead_experts`: number of experts with less than a tenth of an equal share.
 
     Args:
-        trainer ([`Trainer`]): Its `log` is called.
+        trainer ([`Trainer`]): The trainer. The callback calls its `log`.
 
     Raises:
         `ValueError`: If the model has no experts.
@@ -30,13 +33,14 @@ class ExpertUsageCallback(TrainerCallback):
     """
 
     def __init__(self, trainer: Trainer):
-        balances = [module for module in trainer.model.modules() if isinstance(module, ExpertBalance)]
+        model: Any = trainer.model
+        balances = [module for module in model.modules() if isinstance(module, ExpertBalance)]
         if not balances:
             raise ValueError("`trainer.model` has no experts to watch; leave the callback out.")
         self.trainer = trainer
         self.balances = balances
         self.expert_load: torch.Tensor | None = None
-        self.hooks = []
+        self.hooks: list[RemovableHandle] = []
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.hooks = [balance.register_forward_pre_hook(self._count) for balance in self.balances]
@@ -59,7 +63,7 @@ class ExpertUsageCallback(TrainerCallback):
                 "dead_experts": int((shares < 0.1 / len(shares)).sum()),
             }
         )
-        # Logging ends the wish to log, and the `Trainer` has yet to log its own.
+        # `log` resets `should_log`; set it again for the `Trainer`'s own log.
         control.should_log = True
 
     def _count(self, balance: ExpertBalance, arguments: tuple) -> None:

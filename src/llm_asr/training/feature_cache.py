@@ -1,21 +1,23 @@
-"""Output of a frozen speech encoder, computed once and kept on disk."""
+"""Saves the outputs of a frozen speech encoder on disk."""
 
 import hashlib
-import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from datasets import Dataset
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
+from ..atomic_writing import atomic_path
 from ..modeling.modeling_llm_asr import LlmAsrForConditionalGeneration
 from ..processing.processing_llm_asr import LlmAsrProcessor
 from .duration_batches import read_durations
 
 
-# Recordings read together and sorted by length, so that batches hold little padding.
+# Number of recordings to read and sort by length together. Sorting reduces the padding in batches.
 WINDOW_SIZE = 256
 
 
@@ -30,49 +32,87 @@ def cache_audio_hidden_states(
     in_use: Collection[str] = (),
 ) -> Dataset:
     """
-    Run the speech encoder over a dataset and keep its output, in float16, one safetensors file a recording.
+    Run the speech encoder over a dataset and save its outputs in float16, in one safetensors file for each recording.
 
-    Files are named after their contents (recording, encoder weights and feature extractor), so that a second run, another
-    dataset with the same recordings, or a run that was interrupted computes nothing twice. In a directory whose size is
-    bounded, files that were not used for longest make room for others.
+    The name of a file is a digest of the recording, the encoder weights and the feature extractor. A resumed run, a second
+    run, or a dataset with the same recordings therefore finds existing files. The processes of a distributed run share the
+    recordings. With `max_gigabytes`, the least recently used files are deleted to make room. The main process then works
+    alone, because concurrent writers could exceed the limit.
 
     Args:
         dataset (`Dataset`): Rows with recordings.
-        model ([`LlmAsrForConditionalGeneration`]): Whose speech encoder is to be run, on the device it is on.
-        processor ([`LlmAsrProcessor`]): Of that model.
-        directory (`str` or `Path`): Where to keep the files.
+        model ([`LlmAsrForConditionalGeneration`]): The model. Its speech encoder runs on its current device.
+        processor ([`LlmAsrProcessor`]): The model's processor.
+        directory (`str` or `Path`): Folder for the files.
         audio_column (`str`, *optional*, defaults to `"audio"`): Column with recordings.
-        batch_size (`int`, *optional*, defaults to 16): Recordings encoded together.
-        max_gigabytes (`float`, *optional*): Most that all files in `directory` may take, in units of 10^9 bytes.
-        in_use (`Collection[str]`, *optional*): Files of other datasets, which must stay.
+        batch_size (`int`, *optional*, defaults to 16): Number of recordings to encode together.
+        max_gigabytes (`float`, *optional*): Largest size of all files in `directory`, in units of 10^9 bytes.
+        in_use (`Collection[str]`, *optional*): Files of other datasets, which must not be deleted.
 
     Returns:
-        `Dataset`: With a further column `audio_hidden_states`, the path of each recording's file.
+        `Dataset`: The rows with a further column `audio_hidden_states`, the path of each recording's file.
 
     Raises:
-        `ValueError`: If a recording cannot be used, which it names by its row, or if what is in use does not fit into
-            `max_gigabytes`. What was computed before is kept.
+        `ValueError`: If a recording cannot be used, or the files in use do not fit into `max_gigabytes`. The error names the
+            row of an unusable recording. Files that were written before the error remain.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     names = dataset["row"][:] if "row" in dataset.column_names else range(len(dataset))
+    state = PartialState()
+    first, step = (state.process_index, state.num_processes) if max_gigabytes is None else (0, 1)
+    files: list[str | None] = [None] * len(dataset)
+    if max_gigabytes is None or state.is_main_process:
+        rows = range(first, len(dataset), step)
+        found = _encode_rows(
+            dataset.select(rows),
+            [names[row] for row in rows],
+            model,
+            processor,
+            directory,
+            audio_column,
+            batch_size,
+            max_gigabytes,
+            in_use,
+        )
+        for row, file in zip(rows, found, strict=True):
+            files[row] = file
+    if state.num_processes > 1:
+        shares = gather_object([files])
+        files = [next(filter(None, row)) for row in zip(*shares, strict=True)]
+    return dataset.add_column("audio_hidden_states", files)
+
+
+def _encode_rows(
+    dataset: Dataset,
+    names: Sequence,
+    model: LlmAsrForConditionalGeneration,
+    processor: LlmAsrProcessor,
+    directory: Path,
+    audio_column: str,
+    batch_size: int,
+    max_gigabytes: float | None,
+    in_use: Collection[str],
+) -> list[str]:
+    """Encode the recordings without a file, and return the file of each row."""
     space = None
     if max_gigabytes is not None:
         space = _BoundedDirectory(directory, max_gigabytes * 1e9, in_use)
-        # Rows that come several times are kept once.
+        # Repeated rows share one file.
         seconds = dict(zip(names, read_durations(dataset, audio_column), strict=True))
         num_samples = [int((duration or 0.0) * processor.sampling_rate) for duration in seconds.values()]
         space.check(sum(_num_bytes(samples, model, processor) for samples in num_samples))
     fingerprint = _encoder_fingerprint(model, processor)
     files: list[str] = []
-    progress = tqdm(total=len(dataset), desc="Encoding audio", unit="recording")
+    silent = not PartialState().is_main_process
+    progress = tqdm(total=len(dataset), desc="Encoding audio", unit="recording", disable=silent)
     for start in range(0, len(dataset), WINDOW_SIZE):
         rows = dataset.select(range(start, min(start + WINDOW_SIZE, len(dataset))))
         missing = []
         for offset, source in enumerate(rows[audio_column]):
             try:
                 waveform = processor.load_recording(source)
-            except ValueError as error:
+            except (TypeError, ValueError) as error:
                 raise ValueError(f"Dataset row {names[start + offset]}: {error}") from error
             file = directory / f"{hashlib.sha256(fingerprint + waveform.tobytes()).hexdigest()}.safetensors"
             files.append(str(file))
@@ -89,17 +129,19 @@ def cache_audio_hidden_states(
             _encode(model, processor, batch)
             progress.update(len(batch))
     progress.close()
-    return dataset.add_column("audio_hidden_states", files)
+    return files
 
 
 def _num_bytes(num_samples: int, model: LlmAsrForConditionalGeneration, processor: LlmAsrProcessor) -> int:
-    """Size of a recording's file, rounded up."""
+    """Upper bound of the size of a recording's file."""
+    # Qwen3-ASR's feature extractor pads short recordings.
+    num_samples = max(num_samples, getattr(processor.feature_extractor, "min_length", 0))
     num_frames = num_samples // processor.samples_per_frame + 2
     return 2 * num_frames * model.config.audio_config.hidden_size + 128
 
 
 class _BoundedDirectory:
-    """Keeps the files of a directory within a number of bytes: those in use, and of the others those used last."""
+    """Limits the size of a directory. It deletes the least recently used of the files that are not in use."""
 
     def __init__(self, directory: Path, max_bytes: float, in_use: Collection[str]):
         self.max_bytes = max_bytes
@@ -111,8 +153,8 @@ class _BoundedDirectory:
         num_bytes += sum(self.sizes.get(file, 0) for file in self.in_use)
         if num_bytes > self.max_bytes:
             raise ValueError(
-                f"`max_gigabytes` is {self.max_bytes / 1e9:.3g}, and what the speech encoder makes of all recordings takes "
-                f"{num_bytes / 1e9:.3g}; raise it, or train without a cache."
+                f"`max_gigabytes` is {self.max_bytes / 1e9:.3g}, but the encoder outputs of all recordings take "
+                f"{num_bytes / 1e9:.3g}; raise `max_gigabytes`, or train without a cache."
             )
 
     def use(self, file: Path) -> None:
@@ -121,7 +163,7 @@ class _BoundedDirectory:
             file.touch()
 
     def take(self, sizes: dict[Path, int]) -> None:
-        """Make room for files that are about to be written."""
+        """Delete files to make room for new files of the given sizes."""
         self.sizes.update(sizes)
         excess = sum(self.sizes.values()) - self.max_bytes
         for file in [file for file in self.sizes if file not in self.in_use]:
@@ -138,10 +180,8 @@ def _encode(model: LlmAsrForConditionalGeneration, processor: LlmAsrProcessor, b
     inputs = processor(audio=[waveform for waveform, _ in batch]).to(model.device)
     hidden_states, mask = model.model.get_audio_hidden_states(inputs["input_features"], inputs["input_features_mask"])
     for states, real, (_, file) in zip(hidden_states, mask, batch, strict=True):
-        # A file appears under its name only when it is whole.
-        unfinished = file.with_suffix(f".{os.getpid()}.tmp")
-        save_file({"hidden_states": states[real].to("cpu", torch.float16).contiguous()}, unfinished)
-        os.replace(unfinished, file)
+        with atomic_path(file) as unfinished:
+            save_file({"hidden_states": states[real].to("cpu", torch.float16).contiguous()}, unfinished)
 
 
 def _encoder_fingerprint(model: LlmAsrForConditionalGeneration, processor: LlmAsrProcessor) -> bytes:
@@ -150,5 +190,5 @@ def _encoder_fingerprint(model: LlmAsrForConditionalGeneration, processor: LlmAs
         digest.update(model.config.encoder_padding.encode())
     for name, tensor in model.model.audio_tower.state_dict().items():
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.digest()

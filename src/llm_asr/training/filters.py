@@ -1,4 +1,4 @@
-"""Which rows to train on, and a count of those left out."""
+"""Selects rows for training, and counts the rejected rows."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -19,32 +19,32 @@ REASONS = (
     "too many characters per second",
 )
 
-# Each worker of a `DataLoader` counts in a row of its own, so that none waits for another.
+# Each worker of a `DataLoader` counts in its own row of a table, so that workers need no lock.
 MAX_WORKERS = 128
 
 
 class FilterReport:
     """
-    Rows kept and rejected, by dataset and reason.
+    Numbers of kept and rejected rows, by dataset and reason.
 
-    Workers of a `DataLoader` count into the report of the process that started them. A row of a dataset that streams is
-    counted whenever it is read: again in every epoch, and a little before it is trained on. Each process of a
-    distributed run has a report of its own.
+    Workers of a `DataLoader` count into the report of the process that started them. A row of a streaming dataset is counted
+    each time it is read, which happens in every epoch and some time before the row is used for training. Each process of a
+    distributed run has its own report.
     """
 
     def __init__(self):
         self._counts: dict[str, torch.Tensor] = {}
 
     def __deepcopy__(self, memo):
-        # `datasets` copies the functions it maps, and all copies are to count together.
+        # `datasets` copies mapped functions; all copies must share the counts.
         return self
 
     def add_dataset(self, dataset: str) -> None:
         """
-        Make ready to count rows; before workers start.
+        Add a dataset to the report. Call this before workers start.
 
         Args:
-            dataset (`str`): As rows name it in their column `dataset`.
+            dataset (`str`): Name of the dataset in the column `dataset` of its rows.
         """
         self._counts.setdefault(
             dataset, torch.zeros(MAX_WORKERS + 1, len(REASONS) + 1, dtype=torch.int64).share_memory_()
@@ -55,8 +55,8 @@ class FilterReport:
         Count rows.
 
         Args:
-            dataset (`str`): Where they are from, as given to `add_dataset`.
-            reasons (`Iterable[str]`): Why each was rejected; `None` for those kept.
+            dataset (`str`): Dataset of the rows, as passed to `add_dataset`.
+            reasons (`Iterable[str]`): Reason for rejecting each row; `None` for a kept row.
         """
         worker = get_worker_info()
         counts = self._counts[dataset][0 if worker is None else 1 + worker.id % MAX_WORKERS]
@@ -65,7 +65,7 @@ class FilterReport:
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
-        """Rows of each dataset, by `"kept"` or the reason for which they were rejected."""
+        """Numbers of rows of each dataset, by `"kept"` or the reason for rejecting them."""
         return {
             dataset: {name: int(count) for name, count in zip(("kept", *REASONS), counts.sum(0), strict=True) if count}
             for dataset, counts in self._counts.items()
@@ -85,16 +85,17 @@ class FilterReport:
 @dataclass
 class RowFilters:
     """
-    Decides which rows to train on. Rows without text are always rejected; a bound that is not given is not checked.
+    Selects rows for training. Rows without text are always rejected. A bound of `None` is not checked.
 
     Args:
         min_duration, max_duration (`float`, *optional*):
-            Seconds.
+            Bounds of the duration in seconds.
         min_characters_per_second, max_characters_per_second (`float`, *optional*):
-            Speaking rate: too low where a transcript lacks words, too high where it has words that are not spoken.
+            Bounds of the speaking rate. A low rate means that the transcript lacks words, and a high rate that it has words
+            that are not spoken.
 
     Attributes:
-        report ([`FilterReport`]): What was kept and rejected so far.
+        report ([`FilterReport`]): Numbers of rows kept and rejected so far.
     """
 
     min_duration: float | None = None
@@ -119,13 +120,14 @@ class RowFilters:
 
     def reason(self, row: dict) -> str | None:
         """
-        Say why a row is rejected.
+        Find the reason for rejecting a row.
 
         Args:
-            row (`dict`): With `text`, `audio`, and `duration` in seconds; without it, the audio's header is read.
+            row (`dict`): A row with `text`, `audio` and `duration` in seconds. Without a duration, the header of the audio is
+                read.
 
         Returns:
-            `str`: One of `REASONS`, or `None` if it is kept.
+            `str`: One of `REASONS`, or `None` for a row to keep.
         """
         text = (row["text"] or "").strip()
         if not text:
@@ -150,13 +152,13 @@ class RowFilters:
 
     def __call__(self, row: dict) -> bool:
         """
-        Count a row in the report.
+        Decide whether to keep a row, and count it in the report.
 
         Args:
-            row (`dict`): As for `reason`, with the `dataset` it is from.
+            row (`dict`): A row as for `reason`, with the name of its `dataset`.
 
         Returns:
-            `bool`: Whether it is kept.
+            `bool`: Whether to keep the row.
         """
         reason = self.reason(row)
         self.report.add(row["dataset"], [reason])

@@ -1,4 +1,4 @@
-"""What a training run was made of, kept beside its checkpoint."""
+"""Writes a record of a training run beside its checkpoint."""
 
 import json
 import os
@@ -6,16 +6,18 @@ import time
 from dataclasses import MISSING, fields
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import Trainer, TrainerCallback
 from transformers.modelcard import extract_hyperparameters_from_trainer
 
+from ..atomic_writing import write_text
 from .arguments import DataArguments, ModelArguments
 
 
 RUN_RECORD_NAME = "training_run.json"
-# What `extract_hyperparameters_from_trainer` leaves out, if it is set.
+# Arguments that `extract_hyperparameters_from_trainer` leaves out. They are recorded if they are set.
 FURTHER_ARGUMENTS = (
     "weight_decay",
     "max_grad_norm",
@@ -29,14 +31,15 @@ PACKAGES = ("llm-asr", "torch", "transformers", "peft", "datasets")
 
 class RunRecord(TrainerCallback):
     """
-    Writes `training_run.json` into the output folder, with every checkpoint and at the end: what the run started from and
-    learned from, its options, hardware, hours and versions. Model cards are made from it.
+    Writes `training_run.json` to the output folder with every checkpoint and at the end. The file records the initial
+    checkpoints, the datasets, options, hardware, hours and versions. Model cards use it.
 
-    Hours of a run that was resumed in the same output folder are those of all its sessions up to their last checkpoint.
+    The hours of a resumed run include all sessions in the same output folder, each up to its last checkpoint.
 
     Args:
-        trainer ([`Trainer`]): That trains.
-        model_args ([`ModelArguments`]), data_args ([`DataArguments`]): Of the run. Options with their defaults are left out.
+        trainer ([`Trainer`]): The trainer.
+        model_args ([`ModelArguments`]), data_args ([`DataArguments`]): Arguments of the run. The record leaves out options
+            with their default values.
 
     Example:
 
@@ -87,16 +90,12 @@ class RunRecord(TrainerCallback):
             "hours": self.earlier_hours + (time.perf_counter() - self.started) / 3600,
             "versions": {package: version(package) for package in PACKAGES},
         }
-        file = Path(args.output_dir) / RUN_RECORD_NAME
-        file.parent.mkdir(parents=True, exist_ok=True)
-        # A file appears under its name only when it is whole.
-        unfinished = file.with_suffix(".tmp")
-        unfinished.write_text(json.dumps(record, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-        unfinished.replace(file)
+        text = json.dumps(record, indent=1, ensure_ascii=False, default=str)
+        write_text(Path(args.output_dir) / RUN_RECORD_NAME, text + "\n")
 
 
 def describe_hardware(args) -> str:
-    """Number and kind of the devices that train."""
+    """Number and name of the devices."""
     if args.device.type == "cuda":
         device = torch.cuda.get_device_name(args.device)
     elif args.device.type == "cpu":
@@ -107,15 +106,17 @@ def describe_hardware(args) -> str:
 
 
 def _locate(name: str) -> dict:
-    """A name with whether it is of the Hub, which only who could load it knows: the folder may be elsewhere later."""
+    """Record a name and whether it is on the Hub. Only this run can know, because a local folder may be moved later."""
     return {"name": name, "on_hub": not os.path.exists(name)}
 
 
 def _list_datasets(data_args: DataArguments) -> list[dict]:
-    if data_args.train_datasets:
+    # `DataArguments` has parsed the list. Its type is that of the command line.
+    train_datasets: Any = data_args.train_datasets
+    if train_datasets:
         return [
             {**_locate(spec["dataset"]), "config": spec.get("name"), "split": spec.get("split", "train")}
-            for spec in data_args.train_datasets
+            for spec in train_datasets
         ]
     if data_args.train_dataset is None:
         return []

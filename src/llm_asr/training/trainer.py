@@ -1,47 +1,73 @@
-"""The `Trainer` with the parts of the loss in its logs, batches by duration and altered recordings."""
+"""A `Trainer` with loss parts in its logs, batches by duration and augmentation."""
 
 import copy
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch.utils.data import DataLoader
-from transformers import Seq2SeqTrainer
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 from transformers.trainer_utils import seed_worker
 
+from ..modeling.configuration_llm_asr import LOSS_PARTS
 from .arguments import LlmAsrTrainingArguments
 from .augmentation import Augmentation
+from .balance_group import set_balance_group
 from .duration_batches import DurationBatchSampler, read_durations
+from .full_disk import name_full_disk
 from .interruption import stop_at_nonfinite_loss
-
-
-LOSS_PARTS = ("lm_loss", "quantity_loss", "draft_loss", "router_aux_loss", "router_z_loss")
 
 
 class LlmAsrTrainer(Seq2SeqTrainer):
     """
-    [`Seq2SeqTrainer`] that logs `lm_loss`, `quantity_loss`, `draft_loss`, `router_aux_loss` and `router_z_loss` beside `loss`.
+    A [`Seq2SeqTrainer`] that logs `lm_loss`, `quantity_loss`, `draft_loss`, `router_aux_loss` and `router_z_loss` in addition to
+    `loss`.
 
-    The parts are averages over the optimizer steps since the last log, unweighted by their coefficients. The model also
-    trains with a plain [`Trainer`] or [`Seq2SeqTrainer`].
+    The loss parts are averages over the optimizer steps since the last log, without their coefficients. A plain [`Trainer`] or
+    [`Seq2SeqTrainer`] can also train the model.
 
     Args:
         augmentation ([`Augmentation`], *optional*):
-            What becomes of recordings that are trained on; those to evaluate on stay as they are. Needs
-            [`LlmAsrDataCollator`].
+            Augmentation of training recordings. Evaluation recordings do not change. It needs [`LlmAsrDataCollator`].
     """
+
+    args: Seq2SeqTrainingArguments
+    # An LLM-ASR model, a `PeftModel` of it, or a wrapper for distributed training.
+    model: Any
+    data_collator: Any
 
     def __init__(self, *args, augmentation: Augmentation | None = None, **kwargs):
         super().__init__(*args, **kwargs)
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"`nn.DataParallel` on the {self.args.n_gpu} GPUs of this machine would lose the state of the routers; start the "
+                f"program with `torchrun --nproc_per_node {self.args.n_gpu}`, or set CUDA_VISIBLE_DEVICES to one GPU."
+            )
+        set_balance_group(self.model, self.accelerator.torch_device_mesh)
+        # The model smooths labels itself. The `Trainer`'s smoother would remove the labels from the inputs, and the model
+        # would compute only part of the loss.
+        self.label_smoother = None
         self.augmentation = augmentation
         self._duration_batches: DurationBatchSampler | None = None
         self._loss_parts: dict[str, torch.Tensor] = {}
         self._last_logged_step = 0
+        self._is_draft_only = isinstance(self.args, LlmAsrTrainingArguments) and self.args.draft_only
+        if self._is_draft_only and not self.model.config.projector_config.draft_head:
+            raise ValueError("`draft_only` needs a draft head; set `draft_head: true` in the projector configuration.")
+
+    def train(self, *args, **kwargs):
+        with name_full_disk(str(self.args.output_dir)):
+            return super().train(*args, **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         row_ids = inputs.pop("row_ids", None)
+        if self.args.label_smoothing_factor:
+            inputs = {**inputs, "lm_loss_smoothing": self.args.label_smoothing_factor}
+        if self._is_draft_only:
+            inputs = {**inputs, "draft_only": True}
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if model.training:
             stop_at_nonfinite_loss(self, loss, outputs, row_ids)
@@ -64,7 +90,7 @@ class LlmAsrTrainer(Seq2SeqTrainer):
         }
         rate_of = {}
         for name, parameter in (self.model if model is None else model).named_parameters():
-            own = [rates[part] for part in name.split(".") if rates.get(part) is not None]
+            own = [rate for part in name.split(".") if (rate := rates.get(part)) is not None]
             rate_of[parameter] = own[0] if own else self.args.learning_rate
         groups = []
         for group in optimizer.param_groups:
@@ -107,25 +133,28 @@ class LlmAsrTrainer(Seq2SeqTrainer):
         return self.accelerator.prepare(dataloader)
 
     def _run_epoch(self, *args, **kwargs):
-        # Resumed from its last step in the middle of an epoch, the `Trainer` would take one more.
+        # A `Trainer` that resumes from its last step inside an epoch would take one step too many.
         if self.state.global_step >= self.state.max_steps:
             return
         for part in (self.augmentation, self._duration_batches):
             if part is not None:
-                # A sampler whose first batches are skipped is told by nobody else.
+                # `accelerate` does not set the epoch of a sampler whose first batches are skipped.
                 part.set_epoch(kwargs["epoch"])
         super()._run_epoch(*args, **kwargs)
 
     def evaluate(self, *args, **gen_kwargs):
-        # Counted without the prompt, whose length depends on the recording.
+        # Count only new tokens, because the length of the prompt depends on the recording.
         if self.args.generation_max_length is not None and "max_length" not in gen_kwargs:
             gen_kwargs.setdefault("max_new_tokens", self.args.generation_max_length)
         return super().evaluate(*args, **gen_kwargs)
 
     def prediction_step(self, model, inputs, *args, **kwargs):
         inputs.pop("row_ids", None)
-        # `Seq2SeqTrainer` writes the library's defaults into the model's generation configuration, which every later
-        # checkpoint would carry.
+        if self._is_draft_only:
+            # Both `forward` and `generate` take this argument.
+            inputs["draft_only"] = True
+        # `Seq2SeqTrainer` writes the library's defaults into the model's generation configuration. Without a copy, all later
+        # checkpoints would contain them.
         base_model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         generation_config = copy.deepcopy(base_model.generation_config)
         try:
@@ -136,7 +165,7 @@ class LlmAsrTrainer(Seq2SeqTrainer):
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         num_steps = self.state.global_step - self._last_logged_step
         if "loss" in logs and num_steps:
-            # Each process holds its own share of the steps' labels.
+            # Each process has the loss parts of its own labels.
             parts = self.accelerator.reduce(self._loss_parts)
             logs.update({name: float(part) / num_steps for name, part in parts.items()})
             self._loss_parts = {}

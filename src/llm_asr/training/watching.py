@@ -1,14 +1,13 @@
-"""Watching training: token counts of CIF, learning rates, speed, and what the model writes."""
+"""Logs CIF's token count errors, learning rates and speed during training."""
 
 import time
-from collections.abc import Callable, Sequence
+from typing import Any
 
-import numpy as np
 import torch
-from transformers import EvalPrediction, Trainer, TrainerCallback
+from torch.utils.hooks import RemovableHandle
+from transformers import Trainer, TrainerCallback
 
 from ..modeling.projector_llm_asr import LlmAsrProjector
-from ..processing.processing_llm_asr import LlmAsrProcessor
 
 
 PARTS = ("audio_tower", "projector", "draft_head", "language_model", "lm_head")
@@ -16,16 +15,16 @@ PARTS = ("audio_tower", "projector", "draft_head", "language_model", "lm_head")
 
 class WatchingCallback(TrainerCallback):
     """
-    Logs, wherever the `Trainer` reports to, what happened since the last log.
+    Logs further quantities over the steps since the last log.
 
-    - `length_error`: of CIF before it is told the number of tokens, `sum(|predicted - target|) / sum(target)` in percent,
-      for projectors with CIF. Predicted numbers are not rounded.
-    - `learning_rate_xxx`: the last one of each part of the model that learns, such as `learning_rate_projector`;
-    - `audio_hours_per_second`: hours of audio trained on in a second, over all processes. Evaluating and saving do not
-      count.
+    - `length_error`: for projectors with CIF, `sum(|predicted - target|) / sum(target)` in percent, where the predicted
+      number of tokens is the sum of the weights before scaling, without rounding;
+    - `learning_rate_xxx`: the last learning rate of each trained part, such as `learning_rate_projector`;
+    - `audio_hours_per_second`: hours of training audio per second, over all processes. The time of evaluating and saving is
+      excluded.
 
     Args:
-        trainer ([`Trainer`]): Its `log` is called.
+        trainer ([`Trainer`]): The trainer. The callback calls its `log`.
 
     Raises:
         `ValueError`: If the model has no projector.
@@ -38,13 +37,14 @@ class WatchingCallback(TrainerCallback):
     """
 
     def __init__(self, trainer: Trainer):
-        # PEFT keeps an untrained copy beside the one that is run.
-        self.projectors = [module for module in trainer.model.modules() if isinstance(module, LlmAsrProjector)]
+        # There may be several: PEFT keeps the original projector beside the one that runs.
+        model: Any = trainer.model
+        self.projectors = [module for module in model.modules() if isinstance(module, LlmAsrProjector)]
         if not self.projectors:
             raise ValueError("`trainer.model` has no projector to watch; leave the callback out.")
         self.trainer = trainer
-        self.frame_rate = trainer.model.config.audio_frame_rate
-        self.hooks = []
+        self.frame_rate = model.config.audio_frame_rate
+        self.hooks: list[RemovableHandle] = []
         self.groups: dict[str, int] = {}
         self.rates: list[float] = []
         # Absolute errors of token counts, token counts, encoder frames.
@@ -68,7 +68,7 @@ class WatchingCallback(TrainerCallback):
             hook.remove()
 
     def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
-        # The scheduler has not moved on yet.
+        # At this point the scheduler has not changed the learning rates of the step.
         self.rates = [group["lr"] for group in optimizer.param_groups]
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -81,7 +81,7 @@ class WatchingCallback(TrainerCallback):
             self.sums = None
             self.started = now
             self.trainer.log(logs)
-            # Logging ends the wish to log, and the `Trainer` has yet to log its own.
+            # `log` resets `should_log`; set it again for the `Trainer`'s own log.
             control.should_log = True
         self.paused = time.perf_counter()
 
@@ -108,56 +108,4 @@ class WatchingCallback(TrainerCallback):
         self.sums = sums if self.sums is None else self.sums + sums
 
 
-class SampleTranscripts:
-    """
-    `compute_metrics` of a `Seq2SeqTrainer` that adds a few transcripts, the same rows every time, to other metrics.
-
-    They are a Markdown table named `samples`: `eval_samples` in logs and under TensorBoard's text.
-
-    Args:
-        compute_metrics (`Callable`): The other metrics, such as [`ErrorRates`].
-        processor ([`LlmAsrProcessor`]): Decodes token ids.
-        num_samples (`int`, *optional*, defaults to 4): Rows to show, from all over the evaluation dataset.
-
-    Raises:
-        `ValueError`: If `num_samples` is not positive.
-
-    Example:
-
-    ```python
-    >>> trainer = LlmAsrTrainer(compute_metrics=SampleTranscripts(ErrorRates(processor), processor), ...)
-    ```
-    """
-
-    def __init__(
-        self,
-        compute_metrics: Callable[[EvalPrediction], dict[str, float]],
-        processor: LlmAsrProcessor,
-        num_samples: int = 4,
-    ):
-        if num_samples < 1:
-            raise ValueError(f"`num_samples` must be positive, got {num_samples}.")
-        self.compute_metrics = compute_metrics
-        self.processor = processor
-        self.num_samples = num_samples
-
-    def __call__(self, prediction: EvalPrediction) -> dict[str, float | str]:
-        size = len(prediction.label_ids)
-        rows = np.unique(np.linspace(0, size - 1, min(self.num_samples, size)).astype(int))
-        references, transcripts = (self._decode(ids[rows]) for ids in (prediction.label_ids, prediction.predictions))
-        lines = ["| row | reference | transcript |", "|---|---|---|"]
-        for row, reference, transcript in zip(rows, references, transcripts, strict=True):
-            lines.append(f"| {row} | {_cell(reference)} | {_cell(transcript)} |")
-        return {**self.compute_metrics(prediction), "samples": "\n".join(lines)}
-
-    def _decode(self, token_ids: np.ndarray) -> Sequence[str]:
-        return self.processor.batch_decode(
-            np.where(token_ids == -100, self.processor.tokenizer.pad_token_id, token_ids)
-        )
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())
-
-
-__all__ = ["SampleTranscripts", "WatchingCallback"]
+__all__ = ["WatchingCallback"]

@@ -1,47 +1,64 @@
-"""
-Train an LLM-ASR model.
-
-    python examples/train.py recipe.yaml [--learning_rate 1e-4 ...]
-    accelerate launch examples/train.py recipe.yaml
-
-Every field of `ModelArguments`, `DataArguments` and `LlmAsrTrainingArguments` can stand in the file or be a flag; flags
-win, and mappings (`--projector`, `--lora_config`) win by what they hold. `--resume_from_checkpoint true` goes on from the last checkpoint in `output_dir`.
-"""
+"""The training program, which turns a recipe into a checkpoint."""
 
 import json
 import sys
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import yaml
 from datasets import Dataset
 from peft import PeftModel
 from transformers import BitsAndBytesConfig, HfArgumentParser, set_seed
 
-from llm_asr import LlmAsrForConditionalGeneration, LlmAsrProcessor
-from llm_asr.evaluation.metrics import ErrorRates
-from llm_asr.training.arguments import DataArguments, LlmAsrTrainingArguments, ModelArguments
-from llm_asr.training.augmentation import Augmentation, SpecAugment, SpeedPerturbation
-from llm_asr.training.compiled_encoder import compile_audio_tower
-from llm_asr.training.data_collator import LlmAsrDataCollator
-from llm_asr.training.data_mixing import StreamingMixture, load_mixture
-from llm_asr.training.datasets_asr import load_asr_dataset
-from llm_asr.training.expert_usage_callback import ExpertUsageCallback
-from llm_asr.training.feature_cache import cache_audio_hidden_states
-from llm_asr.training.filters import RowFilters
-from llm_asr.training.interruption import GracefulExit, ManifestCallback, last_complete_checkpoint
-from llm_asr.training.lora import add_lora
-from llm_asr.training.run_record import RunRecord
-from llm_asr.training.trainer import LlmAsrTrainer
-from llm_asr.training.watching import SampleTranscripts, WatchingCallback
+from .. import registration  # noqa: F401 (registers the processor with the model)
+from ..datasets_asr import load_asr_dataset
+from ..evaluation.compute_metrics import ErrorRates
+
+# This import registers the classes with Transformers. Composing a model looks them up there.
+from ..registration import LlmAsrForConditionalGeneration, LlmAsrProcessor
+from .arguments import DataArguments, LlmAsrTrainingArguments, ModelArguments
+from .audio_use import AudioUseCallback
+from .augmentation import Augmentation, SpecAugment, SpeedPerturbation
+from .compiled_encoder import compile_audio_tower
+from .data_collator import LlmAsrDataCollator
+from .data_mixing import StreamingMixture, load_mixture
+from .expert_usage_callback import ExpertUsageCallback
+from .feature_cache import cache_audio_hidden_states
+from .filters import RowFilters
+from .interruption import GracefulExit, ManifestCallback, last_complete_checkpoint
+from .lora import add_lora
+from .run_record import RunRecord
+from .sample_transcripts import SampleTranscripts, SampleTranscriptsCallback
+from .trainer import LlmAsrTrainer
+from .watching import WatchingCallback
+
+
+def read_recipe(file: Path) -> dict:
+    """Read the options of a file. They override those of the file that `include` names, relative to this file."""
+    text = file.read_text(encoding="utf-8")
+    recipe = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{file} must hold options with their values, got {recipe!r:.40}.")
+    included = recipe.pop("include", None)
+    return recipe if included is None else {**read_recipe(file.parent / included), **recipe}
 
 
 def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, LlmAsrTrainingArguments]:
-    parser = HfArgumentParser((ModelArguments, DataArguments, LlmAsrTrainingArguments))
+    """
+    Parse the options of a recipe and of flags. The first argument may be a recipe, and flags override its options. Mappings
+    (`--projector`, `--lora_config`) override single entries.
+
+    Raises:
+        `ValueError`: If an option is unknown or has an invalid value.
+    """
+    # The parser's own name for types of dataclasses is not one for type checkers.
+    groups = (ModelArguments, DataArguments, LlmAsrTrainingArguments)
+    parser = HfArgumentParser(groups)  # type: ignore[arg-type]
     recipe = {}
     if argv and argv[0].endswith((".yaml", ".yml", ".json")):
-        text = Path(argv[0]).read_text(encoding="utf-8")
-        recipe = json.loads(text) if argv[0].endswith(".json") else yaml.safe_load(text)
-        known = {action.dest for action in parser._actions}
+        recipe = read_recipe(Path(argv[0]))
+        known = {field.name for group in groups for field in fields(group) if field.init}
         unknown = set(recipe) - known
         if unknown:
             raise ValueError(f"{argv[0]} has unknown options {sorted(unknown)}; correct or remove them.")
@@ -60,11 +77,18 @@ def load_model(
     if args.model is not None:
         processor = LlmAsrProcessor.from_pretrained(args.model)
         model = LlmAsrForConditionalGeneration.from_pretrained(args.model, quantization_config=quantization_config)
+        processor.check_model(model.config)
         if args.freeze_audio:
             model.freeze_audio_tower()
         if args.freeze_text:
             model.freeze_language_model()
+        if not args.train_in_saved_dtype:
+            model.cast_trainable_to_float32()
         return model, processor
+    # `ModelArguments` has checked and parsed them.
+    assert args.audio_model is not None
+    assert args.text_model is not None
+    assert isinstance(args.projector, dict)
     processor = LlmAsrProcessor.from_audio_text_pretrained(args.audio_model, args.text_model)
     model = LlmAsrForConditionalGeneration.from_audio_text_pretrained(
         args.audio_model,
@@ -74,7 +98,9 @@ def load_model(
         freeze_text=args.freeze_text,
         encoder_padding=args.encoder_padding,
         processor=processor,
-        text_kwargs={"quantization_config": quantization_config},
+        audio_kwargs={"dtype": "auto"} if args.train_in_saved_dtype else None,
+        text_kwargs={"quantization_config": quantization_config}
+        | ({"dtype": "auto"} if args.train_in_saved_dtype else {}),
         **args.projector,
     )
     return model, processor
@@ -83,8 +109,12 @@ def load_model(
 def load_datasets(
     data_args: DataArguments, training_args: LlmAsrTrainingArguments, filters: RowFilters
 ) -> dict[str, Dataset | StreamingMixture]:
-    """`"train"` and `"eval"`, as far as they are given; `filters` are for mixtures to train on."""
+    """Load the datasets for `"train"` and `"eval"`, if the arguments name any. `filters` apply to `train_datasets`."""
     columns = (data_args.audio_column, data_args.text_column)
+    # `DataArguments` and `TrainingArguments` have parsed them. Their types are those of the command line.
+    train_datasets: Any = data_args.train_datasets
+    eval_datasets: Any = data_args.eval_datasets
+    accelerator_config: Any = training_args.accelerator_config
     datasets: dict[str, Dataset | StreamingMixture] = {}
     if data_args.train_dataset is not None:
         source, split = data_args.train_dataset, data_args.train_split
@@ -92,25 +122,36 @@ def load_datasets(
     if data_args.eval_dataset is not None:
         source, split = data_args.eval_dataset, data_args.eval_split
         datasets["eval"] = load_asr_dataset(source, data_args.dataset_name, split, *columns)
-    if data_args.train_datasets:
+    if train_datasets:
         datasets["train"] = load_mixture(
-            data_args.train_datasets,
+            train_datasets,
             data_args.temperature,
             training_args.seed,
             filters,
             data_args.shuffle_buffer_size,
         )
         print(filters.report)
-    if data_args.eval_datasets:
-        datasets["eval"] = load_mixture(data_args.eval_datasets)
+    if eval_datasets:
+        datasets["eval"] = load_mixture(eval_datasets)
     if isinstance(datasets.get("train"), StreamingMixture):
-        # Otherwise one process would read everything, and join batches of different lengths.
-        training_args.accelerator_config.dispatch_batches = False
+        # By default one process would read all rows and concatenate batches of different lengths.
+        accelerator_config.dispatch_batches = False
     return datasets
 
 
 def main(argv: list[str]) -> None:
-    model_args, data_args, training_args = parse_arguments(argv)
+    """Train with the options of a command line; see [`parse_arguments`]."""
+    train(*parse_arguments(argv))
+
+
+def train(model_args: ModelArguments, data_args: DataArguments, training_args: LlmAsrTrainingArguments) -> None:
+    """
+    Compose or load a model, train it on datasets, and save the checkpoint in `training_args.output_dir`.
+
+    Raises:
+        `SystemExit`: With 128 plus the number of the signal, if a signal has ended training.
+        `ValueError`: If options contradict each other, or a dataset cannot be used.
+    """
     set_seed(training_args.seed)
     filters = RowFilters(
         data_args.min_duration,
@@ -134,6 +175,8 @@ def main(argv: list[str]) -> None:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype="bfloat16" if training_args.bf16 else None,
         )
+    # The model, or a `PeftModel` of it.
+    model: Any
     model, processor = load_model(model_args, quantization_config)
     model.to(training_args.device)
     if model_args.compile_audio:
@@ -152,8 +195,16 @@ def main(argv: list[str]) -> None:
             )
             in_use += datasets[role]["audio_hidden_states"]
     if model_args.lora_rank:
+        lora_config: Any = model_args.lora_config
         rank, alpha, dropout = model_args.lora_rank, model_args.lora_alpha, model_args.lora_dropout
-        model = add_lora(model, rank, alpha, dropout, **model_args.lora_config)
+        model = add_lora(
+            model,
+            rank,
+            alpha,
+            dropout,
+            autocast_adapter_dtype=not model_args.train_in_saved_dtype,
+            **lora_config,
+        )
 
     collator = LlmAsrDataCollator(
         processor,
@@ -168,12 +219,14 @@ def main(argv: list[str]) -> None:
     if data_args.speed_perturbation or data_args.spec_augment:
         augmentation = Augmentation(
             SpeedPerturbation(data_args.speed_perturbation) if data_args.speed_perturbation else None,
-            SpecAugment(processor.feature_extractor) if data_args.spec_augment else None,
+            SpecAugment(processor) if data_args.spec_augment else None,
             training_args.seed,
         )
     languages = None
-    if "eval" in datasets and data_args.language_column in datasets["eval"].column_names:
-        languages = datasets["eval"][data_args.language_column]
+    evaluated = datasets.get("eval")
+    if isinstance(evaluated, Dataset) and data_args.language_column in evaluated.column_names:
+        languages = evaluated[data_args.language_column]
+    samples = SampleTranscripts(ErrorRates(processor, languages), processor)
     trainer = LlmAsrTrainer(
         model=model,
         args=training_args,
@@ -181,36 +234,40 @@ def main(argv: list[str]) -> None:
         train_dataset=datasets.get("train"),
         eval_dataset=datasets.get("eval"),
         processing_class=processor,
-        compute_metrics=SampleTranscripts(ErrorRates(processor, languages), processor),
+        compute_metrics=samples,
         augmentation=augmentation,
     )
 
     graceful_exit = GracefulExit()
     record = RunRecord(trainer, model_args, data_args)
-    for callback in (graceful_exit, record, ManifestCallback(), WatchingCallback(trainer)):
+    watching = (WatchingCallback(trainer), SampleTranscriptsCallback(trainer, samples))
+    for callback in (graceful_exit, record, ManifestCallback(), *watching):
         trainer.add_callback(callback)
+    if "eval" in datasets and training_args.per_device_eval_batch_size > 1:
+        trainer.add_callback(AudioUseCallback(trainer))
     if model.config.projector_config.uses_experts:
         trainer.add_callback(ExpertUsageCallback(trainer))
     if training_args.do_train:
         checkpoint = training_args.resume_from_checkpoint
         if checkpoint in ("true", "True", True):
-            checkpoint = last_complete_checkpoint(training_args.output_dir)
-        trainer.train(resume_from_checkpoint=checkpoint)
+            checkpoint = last_complete_checkpoint(str(training_args.output_dir))
+        with graceful_exit:
+            trainer.train(resume_from_checkpoint=checkpoint)
         if streams:
             print(filters.report)
         if graceful_exit.signal_number is not None:
-            # As a program that a signal ended, so that nobody takes the run for finished.
+            # The exit code of a program that a signal has ended tells a scheduler that the run is not finished.
             sys.exit(128 + graceful_exit.signal_number)
         if model_args.lora_rank:
-            adapter = str(Path(training_args.output_dir) / "adapter")
+            adapter = str(Path(str(training_args.output_dir)) / "adapter")
             trainer.save_model(adapter)
             model = trainer.accelerator.unwrap_model(trainer.model)
             if quantization_config is not None or trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-                # Weights at hand are rounded or not whole.
+                # The weights in memory are quantized or sharded, so load the original ones.
                 trainer.accelerator.wait_for_everyone()
                 model = PeftModel.from_pretrained(load_model(model_args)[0].to(training_args.device), adapter)
             trainer.model = model = model.merge_and_unload()
-            # The `Trainer` would save what was trained in place of what was merged if an engine holds it.
+            # With DeepSpeed or FSDP, the `Trainer` would save the wrapped model instead of the merged one.
             if trainer.is_world_process_zero():
                 model.save_pretrained(training_args.output_dir)
                 processor.save_pretrained(training_args.output_dir)
@@ -223,5 +280,4 @@ def main(argv: list[str]) -> None:
         trainer.save_metrics("eval", metrics)
 
 
-if __name__ == "__main__":
-    main(sys.argv[1:])
+__all__ = ["main", "parse_arguments", "train"]

@@ -1,0 +1,168 @@
+"""Evaluates a checkpoint on a dataset: transcripts, error rates and measures of the projector."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from datasets import Dataset
+from rich.console import Console
+from tqdm.auto import tqdm
+from transformers import Pipeline, pipeline
+
+from .. import registration  # noqa: F401 (registers the model for `pipeline`)
+from ..datasets_asr import load_asr_dataset
+from ..file_stamps import file_stamps
+from .audio_measures import measure_audio
+from .dataset_report import write_report
+from .hypothesis_files import HypothesisFiles
+from .normalization import NORMALIZERS
+
+
+# All processes wait for the one that takes longest.
+PATIENCE = timedelta(days=1)
+
+
+@dataclass
+class EvaluationOptions:
+    """
+    Options of an evaluation.
+
+    Args:
+        model (`str`): Folder or Hub id of a checkpoint.
+        dataset (`str`): JSON Lines, CSV, TSV or Parquet file, or a Hub id.
+        split (`str`, *optional*, defaults to `"test"`): Split of a Hub dataset.
+        batch_size (`int`, *optional*, defaults to 16): Number of segments in a batch.
+        tell_language (`bool`, *optional*, defaults to `False`): Whether to name the language of each recording in the
+            prompt.
+        normalizer (`str`, *optional*, defaults to `"basic"`): See [`~normalization.get_normalizer`].
+        examples (`int`, *optional*, defaults to 3): Number of recordings of each language to print.
+        output (`Path`, *optional*): JSON file for the report. Markdown tables and hypotheses are written beside it.
+        overwrite (`bool`, *optional*, defaults to `False`): Whether to discard the hypotheses of an earlier run with the
+            same `output` and transcribe again.
+
+    Raises:
+        `ValueError`: If `output` does not end in `.json`, or another option has an invalid value.
+    """
+
+    model: str
+    dataset: str
+    split: str = "test"
+    batch_size: int = 16
+    tell_language: bool = False
+    normalizer: str = "basic"
+    examples: int = 3
+    output: Path | None = None
+    overwrite: bool = False
+
+    def __post_init__(self):
+        if self.output is not None and self.output.suffix != ".json":
+            raise ValueError(f"`output` {str(self.output)!r} must end in .json; other files are named after it.")
+        if self.batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1, got {self.batch_size}.")
+        if self.normalizer not in NORMALIZERS:
+            raise ValueError(f"`normalizer` must be one of {list(NORMALIZERS)}, got {self.normalizer!r}.")
+
+
+def evaluate_dataset(options: EvaluationOptions) -> None:
+    """
+    Transcribe a dataset and report error rates, in one process or in several processes of `torchrun`.
+
+    Hypotheses are saved while the dataset is transcribed. An interrupted evaluation continues from them, with any number of
+    processes.
+
+    Args:
+        options ([`EvaluationOptions`]): What to evaluate.
+
+    Raises:
+        `ValueError`: If the dataset cannot be read or lacks a column.
+        `OSError`: If there is no such checkpoint.
+        `ImportError`: If matplotlib is missing for a picture of the experts.
+    """
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+    silent = not state.is_main_process
+    with state.local_main_process_first():
+        dataset = load_asr_dataset(options.dataset, split=options.split)
+    if options.tell_language and "language" not in dataset.column_names:
+        raise ValueError(f"`tell_language` needs a column 'language', but {options.dataset!r} has none.")
+    transcriber = pipeline("automatic-speech-recognition", model=options.model, device=state.device)
+    uses_experts = transcriber.model.config.projector_config.uses_experts
+    if options.output is not None and uses_experts and find_spec("matplotlib") is None:
+        raise ImportError(
+            'Pictures of experts need matplotlib: `pip install "llm-asr[train]"`, or omit the report (`output=None`, no '
+            "`--output`)."
+        )
+    console = Console(quiet=silent)
+    everything = dataset.remove_columns("audio").to_list()
+
+    def share(rows: list[dict]) -> list[dict]:
+        """
+        The rows of this process. Neighbouring rows often have similar durations, so each process takes every n-th row.
+        """
+        return rows[state.process_index :: state.num_processes]
+
+    files = (
+        None
+        if options.output is None
+        else HypothesisFiles(
+            options.output,
+            {
+                "model": options.model,
+                "model files": file_stamps(options.model),
+                "model commit": getattr(transcriber.model.config, "_commit_hash", None),
+                "dataset": options.dataset,
+                "dataset files": file_stamps(options.dataset),
+                "split": options.split,
+                "number of recordings": len(everything),
+                "--tell-language": options.tell_language,
+            },
+        )
+    )
+    done = files.collect(options.overwrite, console) if files and state.is_main_process else {}
+    (done,) = broadcast_object_list([done])
+    if files is not None and done:
+        console.print(
+            f"{len(done)} of {len(everything)} hypotheses are in {files.file()}; use --overwrite to transcribe again."
+        )
+    remaining = share([row for row in everything if row["row"] not in done])
+    hypotheses = transcribe(transcriber, dataset, remaining, options.batch_size, options.tell_language, silent)
+    kept = list(files.keep(hypotheses, state.process_index) if files else hypotheses)
+    done |= dict(gather_object(kept))
+    everything = [{**row, "output": done[row["row"]]} for row in everything]
+    # Recordings without speech have no words, so they have no error rate.
+    rows = [row for row in everything if row["text"].strip()]
+    config = transcriber.model.config.projector_config
+    measures = []
+    if config.uses_cif or config.uses_experts:
+        measures = gather_object(measure_audio(transcriber, dataset, share(rows), options.batch_size, silent))
+        measures.sort(key=lambda measure: measure["row"])
+    if state.is_main_process:
+        write_report(options, transcriber, everything, measures, console)
+    state.destroy_process_group()
+
+
+def transcribe(
+    transcriber: Pipeline, dataset: Dataset, rows: list[dict], batch_size: int, tell_language: bool, silent: bool
+) -> Iterator[tuple[int, dict]]:
+    """
+    Transcribe `rows`, and yield the number of each row with its `text`, `language` and, with CIF, `chunks`. Recordings are
+    read from `dataset` one after the other, because all of them together may not fit into memory.
+    """
+    options = {"return_timestamps": "word"} if transcriber.model.config.projector_config.uses_cif else {}
+    groups: dict[str | None, list[dict]] = {}
+    for row in rows:
+        groups.setdefault(row["language"] if tell_language else None, []).append(row)
+    with tqdm(total=len(rows), desc="Transcribing", unit="recording", disable=silent) as progress:
+        for language, members in groups.items():
+            sources = (dataset[row["row"]]["audio"] for row in members)
+            results = transcriber(sources, batch_size=batch_size, language=language, **options)
+            for row, output in zip(members, results, strict=True):
+                yield row["row"], output
+                progress.update()
+
+
+__all__ = ["EvaluationOptions", "evaluate_dataset"]

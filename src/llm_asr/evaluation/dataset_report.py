@@ -1,0 +1,134 @@
+"""The report of an evaluation: error rates, languages, recordings without speech, lengths, times and experts."""
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+from transformers import Pipeline
+
+from ..modeling.configuration_llm_asr import LlmAsrProjectorConfig
+from ..processing.processing_llm_asr import LlmAsrProcessor
+from .alignment import boundary_errors, length_report
+from .expert_usage import expert_usage, plot_expert_usage
+from .metrics import silence_report
+from .modules.error_report.error_report import ErrorReport
+from .tables import Tables
+
+
+if TYPE_CHECKING:
+    from .dataset_evaluation import EvaluationOptions
+
+
+def write_report(
+    options: "EvaluationOptions", transcriber: Pipeline, everything: list[dict], measures: list[dict], console: Console
+) -> None:
+    """
+    Print the tables and, with `options.output`, write the report.
+
+    Args:
+        options ([`EvaluationOptions`]): Options of the evaluation.
+        transcriber (`Pipeline`): The pipeline that transcribed the dataset.
+        everything (`list[dict]`): All rows, each with its transcription as `output`.
+        measures (`list[dict]`): What [`~audio_measures.measure_audio`] returns for the rows with speech.
+        console (`Console`): Prints the tables.
+    """
+    silent = [row for row in everything if not row["text"].strip()]
+    rows = [row for row in everything if row["text"].strip()]
+    outputs, texts = [row["output"] for row in rows], [row["text"] for row in rows]
+    columns = everything[0].keys()
+    languages = [row["language"] for row in rows] if "language" in columns else None
+    tables = Tables(console)
+    processor: Any = transcriber.processor
+    report: dict[str, Any] = {
+        "dataset": {"name": options.dataset, "split": options.split, "on_hub": not os.path.exists(options.dataset)},
+        "language_told": options.tell_language,
+        "normalizer": options.normalizer,
+    }
+    if rows:
+        scored = {
+            "references": texts,
+            "predictions": [output["text"] for output in outputs],
+            "languages": languages,
+            "normalizer": options.normalizer,
+        }
+        module = ErrorReport(keep_in_memory=True)
+        report["error_rates"] = module.compute(**scored)
+        tables.add_examples(rows, options.examples)
+        tables.add_error_rates(report["error_rates"], "Error rates", "language")
+        if "dataset" in columns:
+            report["error_rates_by_dataset"] = module.compute(**scored, groups=[row["dataset"] for row in rows])
+            tables.add_error_rates(report["error_rates_by_dataset"], "Error rates by dataset", "dataset")
+        if languages is not None and not options.tell_language:
+            report["languages"] = language_report(rows, outputs, processor)
+            headers = {"recordings": "recordings", "language_found": "found %"}
+            tables.add_report(report["languages"], "Languages identified by the model", headers)
+    if silent:
+        report["silence"] = silence_report([row["output"]["text"] for row in silent])
+        headers = {"recordings": "recordings", "hallucinated": "with a transcript %", "words_per_recording": "words"}
+        tables.add_report({"all": report["silence"]}, "Recordings without speech", headers)
+    config = transcriber.model.config
+    if rows and config.projector_config.uses_cif:
+        targets = processor.tokenize_requests([""] * len(texts), texts)["target_lengths"].tolist()
+        fixed_rate = config.audio_frame_rate / LlmAsrProjectorConfig(projector_type="conv").downsampling
+        lengths, durations = ([measure[name] for measure in measures] for name in ("length", "duration"))
+        report["lengths"] = length_report(lengths, targets, durations, languages, fixed_rate)
+        headers = {
+            "length_error": "length error %",
+            "embeddings_per_second": "embeddings/s",
+            "prefill_saved": "audio prefill saved %",
+        }
+        tables.add_report(report["lengths"], "Token counts of CIF", headers)
+        if "words" in columns:
+            report["boundaries"] = boundary_report(rows, outputs)
+            headers = {"recordings": "recordings", "boundary_error_ms": "mean error (ms)"}
+            tables.add_report(report["boundaries"], "Word boundaries where all words are right", headers)
+    if rows and config.projector_config.uses_experts:
+        usage = expert_usage(np.array([measure["expert_load"] for measure in measures]), languages)
+        report["expert_usage"] = {"projector.moe": usage}
+        tables.add_usage(usage)
+    if options.output is None:
+        return
+    named = [name for name in ("id", "dataset", "language", "text") if name in columns]
+    report["recordings"] = [{**{name: row[name] for name in named}, **row["output"]} for row in everything]
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
+    for layer, usage in report.get("expert_usage", {}).items():
+        plot_expert_usage(usage, options.output.with_name(f"{options.output.stem}-{layer}.png"))
+    heading = f"""# {options.model} on {options.dataset}
+
+Normaliser: {options.normalizer}. In brackets, 95 % intervals from 1000 bootstrap resamples of the recordings. S, I and D are
+of words, or of characters in languages written without spaces."""
+    options.output.with_suffix(".md").write_text("\n\n".join([heading, *tables.markdown]) + "\n", encoding="utf-8")
+
+
+def boundary_report(rows: list[dict], outputs: list[dict]) -> dict[str, dict[str, float]]:
+    """Mean absolute error of word boundaries in milliseconds, over the recordings whose words are all correct."""
+    errors: dict[str, list[float]] = {}
+    correct: dict[str, int] = {}
+    for row, output in zip(rows, outputs, strict=True):
+        found = boundary_errors(row["words"], output["chunks"])
+        for group in (row.get("language", ""), "all"):
+            errors.setdefault(group, []).extend(found)
+            correct[group] = correct.get(group, 0) + bool(found)
+    return {
+        group: {"recordings": correct[group], "boundary_error_ms": 1000 * sum(found) / len(found)}
+        for group, found in errors.items()
+        if found
+    }
+
+
+def language_report(rows: list[dict], outputs: list[dict], processor: LlmAsrProcessor) -> dict[str, dict[str, float]]:
+    """Percentage of recordings whose language the model identified correctly."""
+    correct: dict[str, list[bool]] = {}
+    for row, output in zip(rows, outputs, strict=True):
+        for group in (row["language"], "all"):
+            correct.setdefault(group, []).append(output["language"] == processor.language_name(row["language"]))
+    return {
+        group: {"recordings": len(found), "language_found": 100 * sum(found) / len(found)}
+        for group, found in correct.items()
+    }
+
+
+__all__ = ["write_report"]
