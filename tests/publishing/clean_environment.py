@@ -1,4 +1,4 @@
-"""A virtual environment that holds some installed distributions and what they need, and nothing else."""
+"""Creates a virtual environment with only some installed distributions and their requirements."""
 
 import subprocess
 import sys
@@ -10,11 +10,11 @@ from packaging.requirements import Requirement
 
 def build_environment(folder: Path, names: list[str]) -> str:
     """
-    Make a virtual environment out of what is installed here, so that it takes no network and no copies.
+    Create a virtual environment from installed distributions, without a network and without copies.
 
     Args:
-        folder (`Path`): Where to make it.
-        names (`list[str]`): Distributions.
+        folder (`Path`): Folder of the environment.
+        names (`list[str]`): Names of the distributions.
 
     Returns:
         `str`: Path of its interpreter.
@@ -24,18 +24,18 @@ def build_environment(folder: Path, names: list[str]) -> str:
     packages.mkdir()
     for one in closure(names):
         for path in one.files:
-            # Scripts lie outside of the packages' folder, and begin with "..".
+            # The paths of scripts are outside the folder of packages and start with "..".
             top = path.parts[0]
             if top not in ("..", "__pycache__") and not (packages / top).exists():
                 (packages / top).symlink_to(one.locate_file(top))
-    # A folder in a `.pth` file is searched, and its own `.pth` files are not read: editable installs stay outside.
+    # Python searches a folder in a `.pth` file, but does not read its `.pth` files. So editable installs stay outside.
     (site_packages,) = (folder / "venv").glob("lib/python*/site-packages")
     (site_packages / "packages.pth").write_text(f"{packages}\n")
     return str(folder / "venv/bin/python")
 
 
 def closure(names: list[str]) -> list[Distribution]:
-    """Distributions that are installed, and those that they require."""
+    """The installed distributions `names` and their requirements."""
     found: dict[str, Distribution] = {}
     wanted = list(names)
     while wanted:

@@ -1,8 +1,8 @@
 """
 A Hub on loopback, for the real `huggingface_hub` client: models, commits, branches, pull requests, and Git LFS.
 
-Routes and answers follow what the client of `huggingface_hub` sends and reads. What is committed is kept by content, as in
-git: a commit points to its parent and to the hashes of its files, and a branch moves only when a whole commit is there.
+Routes and answers follow the requests and expectations of the client in `huggingface_hub`. Files are stored by content, as in
+git. A commit refers to its parent and to the hashes of its files. A branch changes only after a complete commit.
 
     with HubServer() as hub:
         hub.fail("PUT", number=2, status=507)
@@ -29,7 +29,7 @@ MAX_REGULAR_SIZE = 10_000_000
 
 
 class HubError(Exception):
-    """An answer other than 2xx; `code` is what the client reads from `X-Error-Code`."""
+    """An error response. The client reads `code` from `X-Error-Code`."""
 
     def __init__(self, status: int, message: str, code: str = ""):
         super().__init__(message)
@@ -38,7 +38,7 @@ class HubError(Exception):
 
 @dataclass(frozen=True)
 class File:
-    """What a commit holds under one name."""
+    """A file in a commit."""
 
     oid: str
     size: int
@@ -98,7 +98,7 @@ class Repository:
 
 @dataclass
 class Fault:
-    """What goes wrong with the request number `number` of a kind, and with all after it if it is `lasting`."""
+    """An error for the request number `number` of a kind, and for all later ones if it is `lasting`."""
 
     method: str
     path: str
@@ -117,10 +117,10 @@ class Fault:
 class HubServer(ThreadingHTTPServer):
     """
     Attributes:
-        url (`str`): For `HF_ENDPOINT`.
-        token (`str`): For `HF_TOKEN`; of the user `someone`, who may write to his own repositories alone.
-        requests (`list[tuple[str, str]]`): Methods and paths, in the order they came.
-        repositories (`dict[str, Repository]`): By their id.
+        url (`str`): Value for `HF_ENDPOINT`.
+        token (`str`): Value for `HF_TOKEN`. It belongs to the user `someone`, who may only write to their own repositories.
+        requests (`list[tuple[str, str]]`): Methods and paths of requests in order.
+        repositories (`dict[str, Repository]`): Repositories by id.
     """
 
     daemon_threads = True
@@ -143,10 +143,10 @@ class HubServer(ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, request, client_address):
-        """Clients that hang up are part of the tests."""
+        """Ignore disconnecting clients, which are part of the tests."""
 
     def fail(self, method: str, number: int = 1, path: str = "*", status: int = 500, lasting: bool = False) -> Fault:
-        """Answer a request with an error and do nothing."""
+        """Answer a request with an error, without any other effect."""
         fault = Fault(method, path, number, lasting, status)
         self.faults.append(fault)
         return fault
@@ -162,7 +162,7 @@ class HubServer(ThreadingHTTPServer):
         return {name: repository.read(file) for name, file in repository.find(revision).files.items()}
 
     def history(self, repo_id: str, revision: str = "main") -> list[str]:
-        """Titles of commits, the newest first."""
+        """Titles of commits, newest first."""
         repository, titles = self.repositories[repo_id], []
         commit = repository.find(revision)
         while commit is not None:
@@ -173,17 +173,17 @@ class HubServer(ThreadingHTTPServer):
 
 class HubRequest(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    # Answers are small and sent in pieces: without it they wait for each other.
+    # Answers are small and sent in several packets, which Nagle's algorithm would delay.
     disable_nagle_algorithm = True
     server: HubServer
 
     def log_message(self, *arguments):
-        """Tests read `HubServer.requests`."""
+        """Print nothing. Tests read `HubServer.requests`."""
 
     def handle_any(self):
         url = urlsplit(self.path)
         self.query = {name: values[-1] for name, values in parse_qs(url.query).items()}
-        # The client quotes the slashes of a revision and of nothing else.
+        # The client only quotes slashes in revisions.
         parts = [unquote(part) for part in url.path.strip("/").split("/")]
         with self.server.lock:
             self.server.requests.append((self.command, url.path))
@@ -254,7 +254,7 @@ class HubRequest(BaseHTTPRequestHandler):
             raise HubError(401, "Invalid credentials in Authorization header")
 
     def repository(self, repo_id: str, write: bool = False) -> Repository:
-        """What is private is not there for those who may not see it."""
+        """Find a repository. A private repository does not exist for users without access."""
         repository = self.server.repositories.get(repo_id)
         if repository is None or (repository.private and not self.knows_token()):
             raise HubError(404 if self.knows_token() else 401, "Repository not found", "RepoNotFound")
@@ -277,7 +277,7 @@ class HubRequest(BaseHTTPRequestHandler):
         self.answer({"url": url, "name": repo_id, "id": repo_id})
 
     def validate_card(self, content: str) -> None:
-        """Errors stop a commit: what is no YAML, and results that the Hub could not show."""
+        """Check a model card. Invalid YAML, and results that the Hub cannot show, prevent a commit."""
         match = REGEX_YAML_BLOCK.search(content)
         errors = []
         try:
@@ -330,7 +330,7 @@ class HubRequest(BaseHTTPRequestHandler):
         self.answer({})
 
     def preupload(self, repository: Repository, revision: str, files: list[dict]) -> None:
-        """How each file is to come; `oid` lets the client leave out what has not changed."""
+        """Tell the client how to upload each file. `oid` lets the client skip unchanged files."""
         present = repository.find(revision).files
         answers = []
         for file in files:
@@ -410,7 +410,7 @@ class HubRequest(BaseHTTPRequestHandler):
         if file.sha256 is None:
             self.answer(repository.read(file), 200, {**headers, "ETag": f'"{file.oid}"'})
             return
-        # Large files lie on another host, and what there is to know about them comes with the redirection.
+        # Large files are on another host, and the redirect has their metadata.
         headers |= {
             "X-Linked-Size": str(file.size),
             "X-Linked-ETag": f'"{file.sha256}"',

@@ -1,4 +1,4 @@
-"""Loads a checkpoint by its own code, imports the package, and loads it again."""
+"""Loads a checkpoint with its own code, imports the package, and loads the checkpoint again."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Loads checkpoints from the Hub that the environment names, and prints what they make of a recording."""
+"""Loads checkpoints from the Hub in the environment's settings, and prints their results for a recording."""
 
 import json
 import sys

@@ -38,13 +38,13 @@ def test_parts_are_measured_as_the_model_has_them(full):
     assert {name: part["parameters"] for name, part in report["parts"].items()} == {
         "audio_tower": count(model.audio_tower),
         "projector": count(model.projector) + buffers,
-        # Tied, the head is no tensor of its own.
+        # A tied head has no tensor of its own.
         "language_model": count(model.language_model),
     }
     assert report["parts"]["audio_tower"]["dtypes"] == ["BF16"]
     assert report["parts"]["audio_tower"]["bytes"] == 2 * count(model.audio_tower)
     assert report["parts"]["language_model"]["dtypes"] == ["F32"]
-    # The rest of the file is its header.
+    # The remaining bytes of the file are its header.
     header = report["bytes"] - sum(part["bytes"] for part in report["parts"].values())
     assert 0 < header < 20_000
     assert report["files"] == {"model.safetensors": (full / "model.safetensors").stat().st_size}
@@ -144,7 +144,10 @@ def test_on_the_command_line(full, capsys):
         (lambda folder: (folder / "config.json").unlink(), "has neither config.json nor adapter_config.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), "has neither model.safetensors nor"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"\x09"), "cut short or damaged"),
-        (lambda folder: (folder / "processor_config.json").write_text("{"), "processor_config.json is damaged"),
+        (
+            lambda folder: (folder / "processor_config.json").write_text("{"),
+            "is cut short or damaged",
+        ),
     ],
 )
 def test_what_is_no_checkpoint_is_refused(parts, tmp_path, capsys, spoil, message):

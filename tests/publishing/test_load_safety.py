@@ -1,4 +1,4 @@
-"""What is refused, with a reason, before a weight of it is read."""
+"""Checkpoints that are refused with a reason before any weight is read."""
 
 import hashlib
 import json
@@ -15,13 +15,14 @@ from transformers import AutoModel
 
 from llm_asr import LlmAsrConfig, LlmAsrForConditionalGeneration, LlmAsrModel
 from llm_asr.modeling import slim_checkpoint
-from llm_asr.publishing.checkpoint_forms import FORMS, save_checkpoint, write_checksums
+from llm_asr.publishing.checkpoint_forms import FORMS, save_checkpoint
+from llm_asr.publishing.checksums import write_checksums
 from llm_asr.training.lora import add_lora
 
 
 @pytest.fixture(autouse=True)
 def no_pickle(monkeypatch):
-    """Neither written nor read, in any test of this file."""
+    """No test of this file may write or read pickled data."""
 
     def fail(*args, **kwargs):
         raise AssertionError("pickle was used")
@@ -42,7 +43,7 @@ def no_weights_read(monkeypatch):
 
 @pytest.fixture(scope="module")
 def saved(parts, tmp_path_factory):
-    """A checkpoint of each form, one in shards, and one below the adapter."""
+    """A checkpoint in each form, one in shards, and the base of the adapter."""
     root = tmp_path_factory.mktemp("safety")
     here = {name: str(shutil.copytree(parts[name], root / name)) for name in ("whisper", "qwen2")}
     model, processor = compose(here, "moe_cif")
@@ -57,7 +58,7 @@ def saved(parts, tmp_path_factory):
 
 @pytest.fixture
 def folders(saved, tmp_path):
-    """Copies of them all."""
+    """Copies of all checkpoints."""
     return Path(shutil.copytree(saved, tmp_path / "checkpoints"))
 
 
@@ -66,7 +67,7 @@ def edit(path: Path, **settings) -> None:
 
 
 def flip(path: Path) -> None:
-    """One bit of its last weight."""
+    """Flip one bit of the last weight."""
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
@@ -124,7 +125,7 @@ def test_damaged_weights_are_refused(folders, name, spoil, no_weights_read):
 
 @pytest.mark.parametrize("name", CHECKPOINTS[1:])
 def test_changed_weights_are_refused(folders, name, no_weights_read):
-    """Of the same length, they are told by their checksums."""
+    """Checksums detect changed weights of the same length."""
     for path in weight_files(folders / name):
         expected = hashlib.sha256(path.read_bytes()).hexdigest()
         flip(path)
@@ -168,7 +169,7 @@ DISTRIBUTED_SHARD = "shard-00000-model-00001-of-00001.safetensors"
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "model.safetensors.index.json", DISTRIBUTED_SHARD])
 def test_files_that_would_be_read_in_place_of_frozen_parts(folders, saved, name, no_weights_read):
-    """An adapter beside them is loaded too; and weights are those of the index or of distributed training, if it is there."""
+    """Transformers would also load an adapter in the same folder, and prefer weights of an index or of distributed training."""
     folder = folders / "qwen2"
     if name == "adapter_config.json":
         shutil.copy(folders / "adapter" / name, folder)
@@ -234,7 +235,7 @@ def test_another_model_or_class_is_refused(folders, no_weights_read):
     for name in ("plain", "full", "slim"):
         edit(folders / name / "config.json", architectures=["GPT2LMHeadModel"])
         check_refused(folders / name, r"its weights are of \['GPT2LMHeadModel'\], and one of .* is expected")
-    # The base of an adapter is checked in the same way.
+    # The base of an adapter gets the same check.
     edit(folders / "adapter/adapter_config.json", base_model_name_or_path=str(folders / "plain"))
     check_refused(folders / "adapter", "'GPT2LMHeadModel'")
     edit(folders / "adapter/adapter_config.json", base_model_name_or_path=str(folders / "whisper"))
@@ -325,7 +326,7 @@ def test_malformed_references_are_refused(folders, reference, message, no_weight
 
 
 def test_own_weights_that_do_not_fit_are_refused(folders):
-    """Written down with their checksums, as somebody would who makes them up."""
+    """The weights have correct checksums, as an attacker would write them."""
     path = folders / "slim/model.safetensors"
     good = load_file(path)
     rows, values = (f"model.language_model.embed_tokens.weight:{end}" for end in ("rows", "values"))
@@ -347,3 +348,23 @@ def test_own_weights_that_do_not_fit_are_refused(folders):
         write_checksums(folders / "slim")
         with pytest.raises(ValueError, match=message):
             LlmAsrForConditionalGeneration.from_pretrained(folders / "slim")
+
+
+@pytest.mark.parametrize("separator", ["  ", " *"])
+def test_digests_as_sha256sum_writes_them(folders, separator):
+    """`sha256sum` marks text files and, with `-b`, binary files."""
+    sums = folders / "full/SHA256SUMS"
+    digest = hashlib.sha256((folders / "full/model.safetensors").read_bytes()).hexdigest()
+    sums.write_text(f"{digest}{separator}model.safetensors\n")
+    LlmAsrForConditionalGeneration.from_pretrained(folders / "full")
+    sums.write_text(f"{digest[::-1]}{separator}model.safetensors\n")
+    with pytest.raises(ValueError, match="model.safetensors .* is not the file that SHA256SUMS"):
+        LlmAsrForConditionalGeneration.from_pretrained(folders / "full")
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff", b"SHA256 (model.safetensors) = " + b"0" * 64, b"0" * 63 + b"  model.safetensors"]
+)
+def test_checksums_that_are_none_are_named(folders, content, no_weights_read):
+    (folders / "full/SHA256SUMS").write_bytes(content)
+    check_refused(folders / "full", r"SHA256SUMS \(.*\) (is damaged|holds .* which is no line of `sha256sum`)")

@@ -1,15 +1,12 @@
-"""Model cards: of a run that was trained, evaluated and published, and of checkpoints that know less."""
+"""Model cards of a complete run, and of checkpoints with less information."""
 
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
-import evaluate
 import pytest
 import soundfile
-import train
 from huggingface_hub import HfApi, ModelCard
 from speech_files import write_speech_dataset
 from test_training import recipe
@@ -22,18 +19,17 @@ from llm_asr.publishing import model_card
 from llm_asr.publishing.checkpoint_forms import save_checkpoint
 from llm_asr.publishing.model_card import write_model_card
 from llm_asr.publishing.push import push_checkpoint
+from llm_asr.training import program as train
 
 
 @pytest.fixture(scope="module")
 def trained(parts, tmp_path_factory):
-    """What `examples/train.py` and `examples/evaluate.py` leave."""
+    """A folder with the outputs of `llm-asr train` and `llm-asr evaluate`."""
     folder = tmp_path_factory.mktemp("trained") / "demo"
     dataset = write_speech_dataset(folder.parent / "speech")
     train.main([recipe(parts, dataset, folder, max_steps=4, save_steps=2, weight_decay=0.01)])
-    with pytest.MonkeyPatch.context() as patch:
-        arguments = ["--model", str(folder), "--dataset", str(dataset), "--output", str(folder / "test.json")]
-        patch.setattr(sys, "argv", ["evaluate.py", *arguments])
-        evaluate.main()
+    arguments = ["--model", str(folder), "--dataset", str(dataset), "--output", str(folder / "test.json")]
+    assert main(["evaluate", *arguments]) == 0
     return folder
 
 
@@ -53,7 +49,7 @@ def section(card: ModelCard, heading: str) -> str:
 
 
 def table(text: str) -> dict[str, list[str]]:
-    """Cells of each line by the first."""
+    """Cells of each line of a table, by the first cell."""
     lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
     return {cells[0].strip("`"): [cell.strip("`") for cell in cells[1:]] for cells in lines}
 
@@ -79,7 +75,7 @@ def test_results_are_those_of_the_report_and_the_hub_reads_them(run):
     rows = table(section(card, "Results"))
     assert rows["en"][0] == "4"
     assert rows["en"][1].startswith(f"{report['error_rates']['en']['wer']:.1f} [")
-    assert "dataset.jsonl, test; language not told" in section(card, "Results")
+    assert "dataset.jsonl, test; the prompt does not name the language" in section(card, "Results")
     assert table(section(card, "Languages"))["es"] == ["Spanish"]
 
 
@@ -98,7 +94,7 @@ def test_training_is_what_the_run_recorded(run):
     assert f"Hardware: {record['hardware']}" in training
     assert "Data: dataset.jsonl" in training
     assert "not recorded" not in training
-    # Where things lie on this machine is nobody's business.
+    # The card must not contain paths of this machine.
     assert str(run.parent) not in card.content
     for picture in re.findall(r"!\[.*\]\((.*)\)", card.text):
         assert (run / picture).read_bytes().startswith(b"\x89PNG")
@@ -106,7 +102,7 @@ def test_training_is_what_the_run_recorded(run):
 
 
 def test_another_form_of_a_checkpoint_has_the_run_of_the_first(run, parts, tmp_path):
-    """As a push in another form does."""
+    """A push in another form writes such a card."""
     model, processor = LlmAsrForConditionalGeneration.from_pretrained(run), LlmAsrProcessor.from_pretrained(run)
     save_checkpoint(model, processor, tmp_path / "slim", "slim")
     slim = ModelCard.load(write_model_card(tmp_path / "slim", run=run, pictures=False))
@@ -115,6 +111,15 @@ def test_another_form_of_a_checkpoint_has_the_run_of_the_first(run, parts, tmp_p
         assert section(slim, heading) == section(full, heading)
     assert table(section(slim, "Parts"))["speech encoder"][1:] == ["0", "–"]
     assert table(section(full, "Parts"))["speech encoder"][2] == "F32"
+
+
+def test_a_run_that_logged_nothing_has_a_card_without_curves(run):
+    """The run was shorter than `logging_steps`."""
+    for state in run.glob("**/trainer_state.json"):
+        content = json.loads(state.read_text())
+        state.write_text(json.dumps({**content, "log_history": content["log_history"][-1:]}))
+    card = ModelCard.load(write_model_card(run))
+    assert re.findall(r"!\[.*\]\((.*)\)", card.text) == ["expert_usage_test.png"]
 
 
 def test_hours_of_a_resumed_run_are_those_of_all_its_sessions(run):
@@ -157,7 +162,7 @@ def test_what_is_not_known_is_not_told(checkpoint, parts):
     assert section(card, "Languages").strip() == "Not stated."
     assert section(card, "Results").strip() == "Not evaluated."
     assert section(card, "Training").count("not recorded") == 5
-    assert "Nothing has been measured" in section(card, "Limits")
+    assert "The error rate has not been measured" in section(card, "Limits")
     licenses = table(section(card, "Licences"))
     assert licenses.pop("code") == ["apache-2.0"]
     assert licenses.pop("the whole") == ["not stated"]
@@ -181,7 +186,7 @@ def test_silence_is_told_as_it_was_measured(run):
     report["silence"] = {"recordings": 40, "hallucinated": 2.5, "words_per_recording": 0.1}
     (run / "test.json").write_text(json.dumps(report))
     limits = section(ModelCard.load(write_model_card(run, limits=["No singing."], pictures=False)), "Limits")
-    assert "Of 40 recordings without speech, 2.5 % got a transcript." in limits
+    assert "The model wrote a transcript for 2.5 % of 40 recordings without speech." in limits
     assert limits.strip().endswith("- No singing.")
     assert "has not been measured" not in limits
 
@@ -229,7 +234,7 @@ def test_the_licence_of_a_backbone_in_a_folder(checkpoint, parts, tmp_path):
     (checkpoint / "config.json").write_text(json.dumps(config))
     card = ModelCard.load(write_model_card(checkpoint))
     assert table(section(card, "Licences"))["speech encoder"] == ["mit"]
-    # A folder is no id of the Hub, whatever it is called.
+    # The name of a folder is never used as a Hub id.
     assert card.data.base_model is None
 
 
@@ -248,7 +253,7 @@ def test_what_the_run_had_from_the_hub_is_named(run):
 def test_a_card_that_is_there_is_kept(run, capsys):
     (run / "README.md").write_text("mine")
     assert main(["card", str(run)]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     assert (run / "README.md").read_text() == "mine"
     assert main(["card", str(run), "--overwrite", "--no-pictures"]) == 0
     assert (run / "README.md").read_text() != "mine"
@@ -279,7 +284,7 @@ def test_on_the_command_line(run, tmp_path, capsys):
     assert "8 × abacus" in section(card, "Training")
     assert "12 hours" in section(card, "Training")
     assert "google/fleurs, own speech" in section(card, "Training")
-    assert table(section(card, "Licences"))["projector, and what else was trained"] == ["mit"]
+    assert table(section(card, "Licences"))["projector and other trained parts"] == ["mit"]
 
 
 @pytest.mark.parametrize(
@@ -287,7 +292,7 @@ def test_on_the_command_line(run, tmp_path, capsys):
     [
         ({"licenses": {"encoder": "mit"}}, r"`licenses` has \['encoder'\]; its keys are among"),
         ({"backbones": {"encoder": "a/b"}}, r"`backbones` has \['encoder'\]"),
-        ({"evaluations": ["absent.json"]}, "'absent.json' is no report"),
+        ({"evaluations": ["absent.json"]}, "'absent.json' is not a report"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(checkpoint, options, message):
@@ -298,7 +303,7 @@ def test_options_that_make_no_sense_are_refused(checkpoint, options, message):
 
 def test_without_matplotlib_there_are_no_pictures(run, monkeypatch):
     monkeypatch.setattr(model_card, "can_draw", lambda: False)
-    with pytest.raises(ImportError, match=r"`pip install llm-asr\[train\]`"):
+    with pytest.raises(ImportError, match=r'`pip install "llm-asr\[train\]"`'):
         write_model_card(run)
     assert not (run / "README.md").exists()
     assert "![" not in write_model_card(run, pictures=False).read_text()

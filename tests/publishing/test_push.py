@@ -1,4 +1,4 @@
-"""Pushing checkpoints: the client of the Hub against a server on loopback, over HTTP."""
+"""Pushing checkpoints with the real Hub client to a server on loopback, over HTTP."""
 
 import hashlib
 import json
@@ -40,7 +40,7 @@ def saved(parts, tmp_path_factory):
 
 @pytest.fixture
 def folder(saved, tmp_path):
-    """What a training run leaves: a checkpoint in two shards or more, and much else."""
+    """The output folder of a training run: a checkpoint in at least two shards, and other files."""
     folder = Path(shutil.copytree(saved, tmp_path / "run"))
     (folder / "training_args.bin").write_bytes(b"\x80pickled")
     (folder / "checkpoint-5").mkdir()
@@ -144,7 +144,7 @@ def test_an_update_uploads_what_has_changed(hub, folder):
 
 
 def push_from_elsewhere(repo_id: str, saved: Path, tmp_path: Path) -> None:
-    """As another person would, who has the newest commit."""
+    """Push as another person with the newest commit would."""
     folder = tmp_path / "elsewhere"
     snapshot_download(repo_id, local_dir=folder)
     edit(folder / "generation_config.json", max_new_tokens=3)
@@ -153,13 +153,13 @@ def push_from_elsewhere(repo_id: str, saved: Path, tmp_path: Path) -> None:
 
 def test_a_newer_remote_is_not_overwritten(hub, folder, saved, tmp_path):
     push_checkpoint(folder, REPO)
-    # Which also shows that what was downloaded may be pushed.
+    # This also tests that a downloaded checkpoint may be pushed.
     push_from_elsewhere(REPO, saved, tmp_path)
     head = hub.head(REPO)
     edit(folder / "generation_config.json", max_new_tokens=5)
     before = content(folder)
     for options in ({}, {"dry_run": True}, {"parent_commit": "0" * 40}):
-        with pytest.raises(ValueError, match=f"is {head}, which .* generation_config.json would be replaced"):
+        with pytest.raises(ValueError, match=f"not based on {head}, .* would replace generation_config.json"):
             push_checkpoint(folder, REPO, **options)
     assert hub.head(REPO) == head
     assert content(folder) == before
@@ -181,7 +181,7 @@ def test_a_folder_of_other_origin_is_not_pushed_over_a_checkpoint(hub, folder, p
     push_checkpoint(folder, REPO)
     head = hub.head(REPO)
     save_checkpoint(*compose(parts, "conv"), tmp_path / "other")
-    with pytest.raises(ValueError, match=r"which this checkpoint does not come from.*\d+ others would be replaced"):
+    with pytest.raises(ValueError, match=r"This checkpoint is not based on .* would replace .*\d+ others"):
         push_checkpoint(tmp_path / "other", REPO)
     assert hub.head(REPO) == head
 
@@ -268,7 +268,7 @@ def test_a_server_error_leaves_both_sides_as_they_were(hub, folder, path):
     model.save_pretrained(folder, max_shard_size="100kB")
     head, before = hub.head(REPO), content(folder)
     hub.fail("POST", path=path, status=507, lasting=True)
-    # The client tells which file it was by an error of its own.
+    # The client wraps some errors to name the file.
     with pytest.raises((HfHubHTTPError, RuntimeError)):
         push_checkpoint(folder, REPO)
     assert hub.head(REPO) == head
@@ -317,7 +317,7 @@ def backbones(hub, parts):
 
 
 def test_forms_replace_each_other(hub, backbones, parts, recordings, tmp_path):
-    """Slim, with LoRA beside it, then an adapter, then all weights: each leaves nothing of the one before."""
+    """Pushes a slim checkpoint with LoRA, then an adapter, and then all weights. Each push removes the previous files."""
     model, processor = compose(parts, "cif")
     push_to_hub(model, processor, "someone/base")
     base = AutoModelForSpeechSeq2Seq.from_pretrained("someone/base")
@@ -355,14 +355,12 @@ def test_a_folder_is_pushed_in_another_form(hub, backbones, folder, tmp_path):
 def test_references_to_this_machine_are_refused(hub, parts, tmp_path):
     model, processor = compose(parts, "cif")
     save_checkpoint(model, processor, tmp_path / "slim", "slim")
-    with pytest.raises(
-        ValueError, match=r"The audio_tower of this slim checkpoint is .* on this machine.*`backbones="
-    ):
+    with pytest.raises(ValueError, match=r"The audio_tower of this slim checkpoint, .* on this machine.*`backbones="):
         push_checkpoint(tmp_path / "slim", REPO)
     save_checkpoint(model, processor, tmp_path / "base")
     adapted = add_lora(LlmAsrForConditionalGeneration.from_pretrained(tmp_path / "base"), 2, 4, 0.0)
     save_checkpoint(adapted, processor, tmp_path / "adapter", "adapter")
-    with pytest.raises(ValueError, match=r"The base of this adapter checkpoint is .* on this machine.*`base`"):
+    with pytest.raises(ValueError, match=r"The base of this adapter checkpoint, .* on this machine.*`base`"):
         push_checkpoint(tmp_path / "adapter", REPO)
     assert hub.requests == []
 
@@ -385,7 +383,10 @@ def tamper(folder: Path) -> None:
         (lambda folder: (folder / "processor_config.json").unlink(), "has no processor_config.json"),
         (lambda folder: (folder / "config.json").unlink(), "has neither config.json nor adapter_config.json"),
         (lambda folder: edit(folder / "config.json", model_type="whisper"), "'whisper', and 'llm_asr' is expected"),
-        (lambda folder: (folder / "README.md").write_text("![Curves](curves.png)"), "shows curves.png, which is not"),
+        (
+            lambda folder: (folder / "README.md").write_text("![Curves](curves.png)"),
+            "shows curves.png, which does not exist",
+        ),
     ],
 )
 def test_what_could_not_be_loaded_is_refused_before_anything_is_sent(hub, folder, spoil, message):
@@ -440,7 +441,7 @@ def test_the_method_of_a_model_pushes_a_whole_checkpoint(hub, folder, tmp_path):
     loaded.generation_config.max_new_tokens = 7
     loaded.push_to_hub(REPO, commit_message="Shorter")
     assert hub.history(REPO)[0] == "Shorter"
-    with pytest.raises(ValueError, match="does not come from"):
+    with pytest.raises(ValueError, match="is not based on"):
         LlmAsrForConditionalGeneration.from_pretrained(REPO, revision=head).push_to_hub(REPO)
     loaded.generation_config.max_new_tokens = 8
     loaded.push_to_hub(REPO, commit_message="Shorter still")
@@ -471,7 +472,7 @@ def test_a_processor_alone_keeps_its_code(hub, folder):
 
 def test_a_model_without_a_processor_is_not_pushed_alone(hub, parts):
     model, _ = compose(parts, "conv")
-    with pytest.raises(ValueError, match=r"push both with `llm_asr.publishing.push.push_to_hub"):
+    with pytest.raises(ValueError, match=r"Push both with `llm_asr.publishing.push.push_to_hub"):
         model.push_to_hub(REPO)
     assert "config.json" not in hub.files(REPO)
 

@@ -1,4 +1,4 @@
-"""A published checkpoint with its code: what it holds, and that it works without the package and with it."""
+"""Published checkpoints with code: their contents, and that they work with and without the package."""
 
 import ast
 import functools
@@ -34,7 +34,7 @@ ALLOWED = ["transformers", "torch", "peft"]
 
 @pytest.fixture(scope="module")
 def published(parts, tmp_path_factory):
-    """Folders of published checkpoints, by projector type, and a slim one with LoRA."""
+    """Folders of published checkpoints by projector type, and a slim checkpoint with LoRA."""
     root = tmp_path_factory.mktemp("published")
     folders = {}
     for projector_type in PROJECTOR_TYPES:
@@ -51,7 +51,7 @@ def published(parts, tmp_path_factory):
 
 @pytest.fixture
 def folder(published, tmp_path):
-    """A published checkpoint of its own."""
+    """A separate copy of a published checkpoint."""
     return Path(shutil.copytree(published["moe_cif"], tmp_path / "checkpoint"))
 
 
@@ -92,13 +92,13 @@ def test_shipped_files_do_not_clash_when_flattened():
 
 @functools.cache
 def importable() -> set[str]:
-    """Modules that the allowed distributions and their requirements bring."""
+    """Modules of the allowed distributions and their requirements."""
     allowed = {one.name for one in closure(ALLOWED)}
     return {module for module, names in packages_distributions().items() if allowed.intersection(names)}
 
 
 def violations(file: Path) -> list[str]:
-    """Imports that would not work in a checkpoint's folder with nothing but Transformers, PyTorch and PEFT installed."""
+    """Imports that would fail in a checkpoint's folder with only Transformers, PyTorch and PEFT installed."""
     found = []
     relative = set()
     for node in ast.walk(ast.parse(file.read_text())):
@@ -106,7 +106,7 @@ def violations(file: Path) -> list[str]:
             relative.add(node.module)
             if node.level > 1 or node.module is None or not (file.parent / f"{node.module}.py").is_file():
                 found.append(ast.unparse(node))
-    # What Transformers copies must be what Python imports.
+    # Transformers must copy exactly the modules that Python imports.
     if set(get_relative_imports(file)) != relative:
         found.append(f"{sorted(get_relative_imports(file))} for {relative}")
     return found + sorted(set(get_imports(file)) - sys.stdlib_module_names - importable())
@@ -154,7 +154,7 @@ def test_code_of_another_version_is_replaced(folder):
 
 
 def test_links_are_replaced_and_not_followed(folder, tmp_path):
-    """As in the cache of the Hub, where every file is a link to a shared one."""
+    """In the cache of the Hub, every file is a link to a shared file."""
     blobs = tmp_path / "blobs"
     folder.rename(blobs)
     (blobs / "cif.py").write_text("shared")
@@ -172,7 +172,7 @@ def test_nothing_tells_of_the_publishers_machine(parts, tmp_path):
     model.config.text_config.name_or_path = "Qwen/Qwen2.5-0.5B"
     model.save_pretrained(tmp_path / "first")
     processor.save_pretrained(tmp_path / "first")
-    # What was loaded from a folder remembers where it lay.
+    # A loaded model records its folder.
     folder = tmp_path / "second"
     for auto_class in (AutoModelForSpeechSeq2Seq, AutoProcessor):
         auto_class.from_pretrained(tmp_path / "first").save_pretrained(folder)
@@ -205,10 +205,10 @@ def without(name):
         (without("tokenizer_config.json"), "has no tokenizer_config.json"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json .* is not JSON"),
         (lambda folder: edit(folder / "config.json", model_type="whisper"), "a model of type 'whisper'"),
-        (lambda folder: (folder / "train.py").touch(), r"not the package's: \['train.py'\]"),
+        (lambda folder: (folder / "train.py").touch(), r"not from the package: \['train.py'\]"),
         (
             lambda folder: ((folder / "code").mkdir(), (folder / "code/cif.py").touch()),
-            r"not the package's: \['code/cif.py'\]",
+            r"not from the package: \['code/cif.py'\]",
         ),
         (
             lambda folder: edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["own.Own", None]}),
@@ -242,10 +242,12 @@ def remote_modules() -> list[str]:
 
 @pytest.mark.parametrize("trust_remote_code", [None, False, True])
 def test_who_has_the_package_uses_it(folder, recordings, trust_remote_code):
-    """Whether the checkpoint's code is trusted or not, and whatever it is."""
+    """Neither `trust_remote_code` nor the contents of the checkpoint's code matter."""
     trusted = {} if trust_remote_code is None else {"trust_remote_code": trust_remote_code}
     for path in folder.glob("*.py"):
         path.write_text("raise RuntimeError('the code of the checkpoint was run')")
+    # Other tests load remote code into this process.
+    before = remote_modules()
     for auto_class, expected in (
         (AutoConfig, llm_asr.LlmAsrConfig),
         (AutoModel, llm_asr.LlmAsrModel),
@@ -257,7 +259,7 @@ def test_who_has_the_package_uses_it(folder, recordings, trust_remote_code):
     assert type(transcriber) is llm_asr.LlmAsrPipeline
     assert type(transcriber.processor) is llm_asr.LlmAsrProcessor
     assert transcriber(recordings[1], max_new_tokens=8).keys() == {"text", "language"}
-    assert remote_modules() == []
+    assert remote_modules() == before
 
 
 @pytest.mark.parametrize("reference", ["evil.Evil", "someone/else--evil.Evil", "../evil.Evil", "code/evil.Evil"])
@@ -278,7 +280,7 @@ def test_other_code_that_a_checkpoint_names_is_not_run(folder, reference):
 
 
 def put_in_hub_cache(cache: Path, repo_id: str, revisions: dict[str, Path]) -> None:
-    """As if the revisions of a repository had been downloaded."""
+    """Write revisions of a repository to the cache, as a download would."""
     repository = cache / f"models--{repo_id.replace('/', '--')}"
     (repository / "refs").mkdir(parents=True)
     for revision, folder in revisions.items():
@@ -299,12 +301,12 @@ def test_a_revision_is_that_of_every_part(published, folder, tmp_path, monkeypat
 
 @pytest.fixture(scope="module")
 def clean_python(tmp_path_factory):
-    """An interpreter that has nothing but Transformers, PyTorch and PEFT."""
+    """An interpreter with only Transformers, PyTorch and PEFT."""
     return build_environment(tmp_path_factory.mktemp("clean"), ALLOWED)
 
 
 def run_python(interpreter: str, *arguments, tmp_path: Path) -> subprocess.CompletedProcess:
-    """Isolated, so without PYTHONPATH and the user's packages, and with a cache of its own for the checkpoints' code."""
+    """Run Python in isolated mode, without PYTHONPATH and the user's packages, and with a separate cache for remote code."""
     environment = {
         **os.environ,
         "HF_MODULES_CACHE": str(tmp_path / "modules"),
@@ -362,7 +364,7 @@ def test_outputs_without_the_package_are_those_with_it(published, recordings, cl
             assert (output / name / file).read_bytes() == expected.read_bytes(), (name, file)
     assert "soundfile" in report["file"]
     assert "soxr" in report["rate"]
-    # Saved again, a checkpoint has the code of its classes, and none of a pipeline.
+    # A checkpoint that is saved again has the code of its classes, but not of the pipeline.
     assert report["again"] == "AutomaticSpeechRecognitionPipeline"
 
 

@@ -1,4 +1,4 @@
-"""What published checkpoints give, with the package and without it: the same calls, run here and in a clean environment."""
+"""Results of published checkpoints. The same calls run with the package, and without it in a clean environment."""
 
 import importlib.util
 import json
@@ -13,10 +13,10 @@ from transformers import AutoConfig, AutoModel, AutoModelForSpeechSeq2Seq, AutoP
 
 def transcribe(name_or_path: str, recordings: list[np.ndarray], output: Path, **hub_kwargs) -> dict:
     """
-    Write `tensors.safetensors` and `texts.json` of a checkpoint to the folder `output`.
+    Transcribe with a checkpoint, and write `tensors.safetensors` and `texts.json` to the folder `output`.
 
     Returns:
-        `dict[str, str]`: Modules of the classes that did it, by class.
+        `dict[str, str]`: Modules of the used classes, by class.
     """
     output.mkdir()
     processor = AutoProcessor.from_pretrained(name_or_path, **hub_kwargs)
@@ -47,7 +47,7 @@ def refusal(function, *args, **kwargs) -> str:
 
 
 def main(folders: list[str], waveforms: Path, output: Path) -> None:
-    """Without the package; `folders` lie beside each other, and the last is a model's id on the Hub with its revision."""
+    """Run without the package. `folders` are in one folder, and the last one is a Hub id with its revision."""
     torch.set_num_threads(1)
     recordings = list(np.load(waveforms).values())
     *local, (hub_id, revision) = [folder.split("@") for folder in folders]
@@ -65,7 +65,7 @@ def main(folders: list[str], waveforms: Path, output: Path) -> None:
     again = pipeline("automatic-speech-recognition", model=str(output / "again"), **trusted)
     again(recordings[0], generate_kwargs={"max_new_tokens": 8})
     report["again"] = type(again).__name__
-    # What was trusted once is not asked about again.
+    # There is no second question about trusted code.
     type(transcriber)(model=transcriber.model)
     (output / "report.json").write_text(json.dumps(report))
 

@@ -1,9 +1,9 @@
-"""The server as it runs, on a port of its own, in a thread of the test."""
+"""Runs the server on a free port in a thread of the test."""
 
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from llm_asr.cli import make_parser
@@ -11,16 +11,22 @@ from llm_asr.serving.settings import ServerSettings
 
 
 @contextmanager
-def serve(checkpoint: str, cache: str, *options: str, **settings) -> Iterator[str]:
-    """Its address; `options` are those of the command, and `settings` fields of `ServerSettings`."""
+def serve(
+    checkpoint: str, cache: str, *options: str, on_made: Callable = lambda server: None, **settings
+) -> Iterator[str]:
+    """
+    Yield the address of the server. `options` are options of the command, and `settings` are fields of `ServerSettings`.
+    `on_made` is called with the server.
+    """
     import uvicorn
 
-    from llm_asr.serving.command import make_server
+    from llm_asr.commands.serve import make_server
 
     args = make_parser().parse_args(
         ["serve", checkpoint, "--cache-dir", cache, "--served-model-name", "tiny", "whisper-1", *options]
     )
     server = make_server(args, ServerSettings(**settings))
+    on_made(server)
     web_server = uvicorn.Server(uvicorn.Config(server.make_app(), port=0, log_level="warning"))
     thread = threading.Thread(target=web_server.run)
     thread.start()

@@ -10,7 +10,7 @@ from llm_asr.serving.batching import DynamicBatcher
 
 
 class Worker:
-    """Computes squares, when it is let."""
+    """Computes squares when the test allows it."""
 
     def __init__(self):
         self.batches = []
@@ -110,12 +110,46 @@ def test_whoever_has_left_is_not_computed():
     assert run(scenario, max_items=1) == [[0], [1], [3]]
 
 
-def test_an_error_is_for_its_batch_alone():
+def test_a_batch_that_fails_fails_for_those_who_cause_it():
     async def scenario(batcher, worker):
-        results = await asyncio.gather(*(batcher.submit(item, 1.0) for item in (5, -1, 2, 3)), return_exceptions=True)
-        assert [str(result) for result in results] == ["cannot", "cannot", "4", "9"]
-        with pytest.raises(RuntimeError, match="cannot"):
-            await batcher.submit(-1, 1.0)
-        assert await batcher.submit(3, 1.0) == 9
+        found = await asyncio.gather(*(batcher.submit(item, 1.0) for item in (1, 2, -1, 3)), return_exceptions=True)
+        assert found[:2] + found[3:] == [1, 4, 9]
+        assert isinstance(found[2], RuntimeError)
 
-    run(scenario, max_items=2)
+    assert run(scenario) == [[1, 2, -1, 3], [1], [2], [-1], [3]]
+
+
+@pytest.mark.parametrize("fault", ["on_batch", "compute"])
+def test_the_worker_outlives_every_fault(fault):
+    """Otherwise later items would wait endlessly."""
+    faults = [RuntimeError("once")]
+
+    def fail_once(*args):
+        if faults:
+            raise faults.pop()
+
+    class Short(Worker):
+        def __call__(self, items):
+            return [] if faults and not faults.clear() else super().__call__(items)
+
+    async def scenario(batcher, worker):
+        if fault == "on_batch":
+            batcher.on_batch = fail_once
+        else:
+            batcher.compute = Short()
+        with pytest.raises(RuntimeError, match="once|A batch of 1 items has 0 results"):
+            await batcher.submit(1, 1.0)
+        assert batcher.is_running
+        assert await batcher.submit(2, 1.0) == 4
+
+    run(scenario)
+
+
+def test_nothing_waits_for_a_batcher_that_has_stopped():
+    async def scenario(batcher, worker):
+        await batcher.stop()
+        assert not batcher.is_running
+        with pytest.raises(RuntimeError, match="The batcher has stopped"):
+            await asyncio.wait_for(batcher.submit(1, 1.0), 1)
+
+    run(scenario)

@@ -1,4 +1,4 @@
-"""Checkpoints are exported once for each content."""
+"""The cache exports a checkpoint once for each content."""
 
 import shutil
 
@@ -34,7 +34,7 @@ def test_once_for_each_content(checkpoint, tmp_path):
     AutoModelForCausalLM.from_pretrained(exported / "language_model")
     before = written(cache)
     assert export_cached(str(checkpoint), cache) == exported
-    # Wherever it is, and whatever training has left beside it.
+    # The folder's place and the files of a training run in it do not matter.
     moved = tmp_path / "moved"
     shutil.copytree(checkpoint, moved)
     (moved / "optimizer.pt").write_bytes(b"state")
@@ -43,7 +43,58 @@ def test_once_for_each_content(checkpoint, tmp_path):
     weights = (checkpoint / "model.safetensors").read_bytes()
     (checkpoint / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
     assert export_cached(str(checkpoint), cache) != exported
-    assert len(list(cache.iterdir())) == 2
+    assert len(list(cache.glob("[!.]*"))) == 2
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "a bit",
+        "a missing file",
+        "a cut file",
+        "no digests",
+        "a template",
+        "another token",
+        "no tokenizer",
+        "damaged digests",
+    ],
+)
+def test_a_damaged_export_is_made_anew(checkpoint, tmp_path, damage):
+    cache = tmp_path / "cache"
+    exported = export_cached(str(checkpoint), cache)
+    whole = {file.relative_to(exported): file.read_bytes() for file in exported.rglob("*") if file.is_file()}
+    file = exported / "language_model/model.safetensors"
+    contents = file.read_bytes()
+    if damage == "a bit":
+        file.write_bytes(contents[:-1] + bytes([contents[-1] ^ 1]))
+    elif damage == "a cut file":
+        file.write_bytes(contents[:-100])
+    elif damage == "a missing file":
+        file.unlink()
+    elif damage == "a template":
+        (exported / "front_end/chat_template.jinja").write_text("{{ bos_token }}")
+    elif damage == "another token":
+        path = exported / "language_model/tokenizer.json"
+        path.write_text(path.read_text().replace("<|im_end|>", "<|im_stop|>"))
+    elif damage == "no tokenizer":
+        (exported / "front_end/tokenizer.json").unlink()
+    elif damage == "damaged digests":
+        (exported / "front_end/SHA256SUMS").write_bytes(b"\xff")
+    else:
+        (exported / "front_end/SHA256SUMS").unlink()
+    assert export_cached(str(checkpoint), cache) == exported
+    assert whole == {file.relative_to(exported): file.read_bytes() for file in exported.rglob("*") if file.is_file()}
+
+
+def test_what_a_killed_export_has_left_is_removed(checkpoint, tmp_path):
+    cache = tmp_path / "cache"
+    name = export_cached(str(checkpoint), cache).name
+    shutil.rmtree(cache / name)
+    leftover = cache / f".{name}.abcdef"
+    (leftover / name).mkdir(parents=True)
+    (leftover / name / "half").write_text("a folder")
+    export_cached(str(checkpoint), cache)
+    assert not leftover.exists()
 
 
 @pytest.mark.parametrize("form", ["adapter", "slim"])
@@ -65,7 +116,7 @@ def test_every_form_of_a_checkpoint(checkpoint, parts, tmp_path, form):
         torch.testing.assert_close(found[name], weight)
     found = LlmAsrFrontEnd.from_pretrained(exported / "front_end").projector.state_dict()
     assert all(torch.equal(found[name], weight) for name, weight in expected.projector.state_dict().items())
-    # Factors may lie in a folder of their own.
+    # Changed LoRA weights change the checksum, also in a subfolder.
     before = checksum([tmp_path / form])
     (weights,) = (tmp_path / form).rglob("adapter_model.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")

@@ -1,4 +1,4 @@
-"""The server as its clients see it: real requests over loopback to a tiny model."""
+"""Real requests over loopback to a server with a tiny model."""
 
 import io
 import json
@@ -72,7 +72,7 @@ def encode(waveform, rate=16000, file_format="WAV"):
 
 @pytest.fixture
 def speech(recordings):
-    """Files of 0.4, 1.3 and 2.1 seconds."""
+    """Audio files of 0.4, 1.3 and 2.1 seconds."""
     return [encode(recording) for recording in recordings]
 
 
@@ -82,7 +82,7 @@ def noise(seconds, seed=0):
 
 @pytest.fixture(scope="module")
 def long_recording():
-    """Bursts of half a second to two seconds, between pauses of 0.7 s: 40 segments, in FLAC at another sampling rate."""
+    """A FLAC file at another sampling rate with 40 segments: bursts of 0.5 to 2 seconds between pauses of 0.7 s."""
     pieces = []
     for number in range(40):
         pieces += [noise(0.5 + number % 4 / 2, number), np.zeros(11200, "float32")]
@@ -216,7 +216,7 @@ def test_openai_client(address, transcriber, speech):
     with pytest.raises(openai.BadRequestError) as refused:
         create(language="klingon")
     assert refused.value.param == "language"
-    with pytest.raises(openai.NotFoundError, match="served is tiny"):
+    with pytest.raises(openai.NotFoundError, match="this server has tiny"):
         client.audio.transcriptions.create(file=("speech.wav", speech[1]), model="large")
     with pytest.raises(openai.BadRequestError) as refused:
         client.audio.transcriptions.create(file=("speech.wav", b"RIFF nonsense"), model="tiny")
@@ -225,7 +225,7 @@ def test_openai_client(address, transcriber, speech):
 
 def test_a_language_that_is_not_known(address, speech):
     response = post(address, speech[0], data={"language": "xx"})
-    check_error(response, 400, "'xx' is not known; choose one of af", "language", "unsupported_language")
+    check_error(response, 400, "'xx' is not among the 119 languages", "language", "unsupported_language")
 
 
 @pytest.mark.parametrize(
@@ -307,7 +307,11 @@ def test_forms_that_are_refused(address, speech):
     check_error(httpx.post(address + ROUTE, files={"model": (None, "tiny")}), 400, "The recording is missing", "file")
     twice = [("file", ("a.wav", speech[0])), ("file", ("b.wav", speech[0]))]
     check_error(httpx.post(address + ROUTE, files=twice), 400, "Too many files")
-    check_error(post(address, speech[0], data={"prompt": "x" * 100_000}), 400, "exceeded maximum size")
+    large = post(address, speech[0], data={"prompt": "x" * 100_000})
+    check_error(large, 400, "A field of the form is larger than 64 KiB", "file")
+    # A part without a filename is a field.
+    for contents, message in ((speech[0], "`file` has no filename"), (encode(noise(5)), "with a filename")):
+        check_error(httpx.post(address + ROUTE, files={"file": (None, contents)}), 400, message, "file")
     broken = {"content-type": "multipart/form-data; boundary=b"}
     check_error(httpx.post(address + ROUTE, content=b"nonsense", headers=broken), 400, "form cannot be read")
     unbounded = {"content-type": "multipart/form-data"}
@@ -322,26 +326,26 @@ def test_what_is_too_large_or_too_long(checkpoint, cache, speech):
     with serve(checkpoint, cache, "--engine", "transformers", **options) as address:
         large = encode(noise(60))
         check_error(post(address, large), 413, "larger than 0.5 MiB", "file", "file_too_large")
-        # It may hide how much it is going to send, or be only a little too large.
+        # The client may not send the length, or the file may be only slightly too large.
         body = httpx.Request("POST", address, files={"file": ("a.wav", large)})
         chunks = (body.read()[start : start + 65536] for start in range(0, len(body.read()), 65536))
         response = httpx.post(address + ROUTE, content=chunks, headers={"content-type": body.headers["content-type"]})
         check_error(response, 413, "larger than 0.5 MiB", "file", "file_too_large")
         check_error(post(address, bytes(600_000)), 413, "larger than 0.5 MiB", "file", "file_too_large")
-        # Half a megabyte may hold hours.
+        # A file of half a megabyte may contain hours of audio.
         bomb = encode(np.zeros(16000 * 1200, "float32"), file_format="FLAC")
         assert len(bomb) < 500_000
-        check_error(post(address, bomb), 400, "longer than the 30 s that are taken", "file", "invalid_audio")
+        check_error(post(address, bomb), 400, "longer than the limit of 30 s", "file", "invalid_audio")
         assert post(address, speech[0]).status_code == 200
 
 
 def test_nothing_is_written(address, speech, long_recording, tmp_path, monkeypatch):
-    """Not even into the folder for temporary files."""
+    """This includes the folder for temporary files."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
     with pytest.raises(FileNotFoundError):
         tempfile.mkdtemp()
     before = set(Path.cwd().iterdir())
-    # Past what Starlette would hold in memory by itself.
+    # By default, Starlette would write a file of this size to disk.
     assert len(long_recording) > 2**20
     assert post(address, long_recording, name="../../../../tmp/evil.wav").status_code == 200
     assert set(Path.cwd().iterdir()) == before
@@ -363,7 +367,7 @@ def test_a_key(checkpoint, cache, speech):
 
 
 def begin_upload(address, rest=b""):
-    """A client that sends the beginning of a form and waits."""
+    """A client that sends the start of a form and waits."""
     host, port = address.removeprefix("http://").split(":")
     client = socket.create_connection((host, int(port)))
     client.sendall(
@@ -398,7 +402,7 @@ def test_a_client_that_is_too_slow(checkpoint, cache):
 @pytest.mark.parametrize("stream", ["false", "true"])
 def test_a_client_that_leaves(checkpoint, cache, speech, stream):
     with serve(checkpoint, cache, "--engine", "transformers") as address:
-        # 260 segments.
+        # The recording has 260 segments.
         request = {"files": {"file": ("a.wav", encode(np.tile(noise(60), 13)))}, "data": {"stream": stream}}
         if stream == "true":
             with httpx.stream("POST", address + ROUTE, **request) as response:
@@ -410,7 +414,7 @@ def test_a_client_that_leaves(checkpoint, cache, speech, stream):
         status = 200 if stream == "true" else 499
         assert metric(address, f'requests_total{{status="{status}"}}') == 1
         assert metric(address, "audio_seconds_total") == 0
-        # The batch that is being computed comes to its end, and no other begins.
+        # The current batch is finished, and no other batch starts.
         wait_until(lambda: metric(address, "front_end_queue") == 0)
         time.sleep(0.3)
         begun = metric(address, "front_end_batch_sum")
@@ -455,3 +459,66 @@ def test_sigterm_lets_requests_finish(checkpoint, cache, transcriber):
     finally:
         server.kill()
         server.wait()
+
+
+def test_pages_of_other_origins_may_ask_if_they_are_named(checkpoint, cache, speech):
+    preflight = {"Origin": "https://example.org", "Access-Control-Request-Method": "POST"}
+    with serve(checkpoint, cache, "--engine", "transformers", cors_origins=("https://example.org",)) as address:
+        allowed = httpx.options(address + ROUTE, headers=preflight)
+        assert allowed.status_code == 200
+        assert allowed.headers["access-control-allow-origin"] == "https://example.org"
+        answer = httpx.post(
+            address + ROUTE, files={"file": ("a.wav", speech[0])}, headers={"Origin": "https://example.org"}
+        )
+        assert answer.status_code == 200
+        assert answer.headers["access-control-allow-origin"] == "https://example.org"
+        other = httpx.get(address + "/health", headers={"Origin": "https://example.com"})
+        assert "access-control-allow-origin" not in other.headers
+
+
+def test_no_other_origin_may_ask_by_default(address):
+    answer = httpx.get(address + "/health", headers={"Origin": "https://example.org"})
+    assert "access-control-allow-origin" not in answer.headers
+
+
+def test_one_upload_does_not_break_those_of_others(address, transcriber, recordings):
+    """Samples of 1e30 would make CIF's weights NaN."""
+    broken = io.BytesIO()
+    soundfile.write(broken, np.full(16000, 1e30, "float32"), 16000, format="WAV", subtype="FLOAT")
+    uploads = [encode(recording) for recording in recordings * 3]
+    uploads.insert(4, broken.getvalue())
+    with ThreadPoolExecutor(len(uploads)) as pool:
+        answers = list(pool.map(lambda contents: post(address, contents), uploads))
+    check_error(answers.pop(4), 400, "holds samples up to 1e+30, but full scale is 1", "file", "invalid_audio")
+    expected = [transcriber(contents)["text"] for contents in uploads[:3]]
+    assert [answer.json()["text"] for answer in answers] == expected * 3
+
+
+@pytest.mark.parametrize("part", ["front_end", "engine"])
+def test_health_is_that_requests_would_be_answered(checkpoint, cache, speech, part):
+    servers = []
+    with serve(checkpoint, cache, "--engine", "transformers", on_made=servers.append) as address:
+        assert httpx.get(address + "/health").status_code == 200
+        transcriber = servers[0].transcriber
+        batcher = transcriber.front_end.batcher if part == "front_end" else transcriber.engine._batcher
+        batcher._worker.get_loop().call_soon_threadsafe(batcher._worker.cancel)
+        wait_until(lambda: not batcher.is_running)
+        check_error(httpx.get(address + "/health"), 503, "has stopped; restart the server", code="engine_dead")
+        # Requests get an answer instead of waiting endlessly.
+        assert post(address, speech[0]).status_code == 500
+
+
+def test_confidence_does_not_keep_the_logits_of_every_step(checkpoint, cache, speech):
+    """The logits would have the size of steps times vocabulary in float32."""
+    servers = []
+    with serve(checkpoint, cache, "--engine", "transformers", on_made=servers.append) as address:
+        seen = []
+        model = servers[0].transcriber.engine.model
+        generate = model.generate
+        model.generate = lambda **kwargs: (seen.append(kwargs), generate(**kwargs))[1]
+        verbose = post(address, speech[2], data={"response_format": "verbose_json"}).json()
+        assert seen
+        assert not any(options.get("output_logits") or options.get("output_scores") for options in seen)
+        segment = verbose["segments"][0]
+        assert segment["avg_logprob"] < 0
+        assert 0 <= segment["no_speech_prob"] <= 1

@@ -1,4 +1,4 @@
-"""Text while it is written."""
+"""Decoding text while it is generated."""
 
 import pytest
 from tiny_models import compose
@@ -20,8 +20,8 @@ def tokens(processor, text):
 
 
 def write(processor, segments, language=None):
-    """Parts of the text, one token at a time, and the transcript of the same tokens."""
-    stream, parts, pieces = TextStream(processor, language), [], []
+    """Decode token by token, and return the parts of the text and the transcript of the same tokens."""
+    stream, parts, pieces = TextStream(processor), [], []
     for segment in segments:
         ids = tokens(processor, segment)
         stream.begin_segment()
@@ -36,12 +36,12 @@ def write(processor, segments, language=None):
     [
         (["uno dos", "tres"], "Spanish", "uno dos tres"),
         (["Spanish\nuno dos", "English\none  two ", "three"], None, "uno dos one  two three"),
-        # Named, and nothing said.
+        # The model names a language, but the transcript is empty.
         (["Spanish\n", "uno"], None, "uno"),
         ([" uno ", "", "dos"], None, "uno dos"),
         (["一二", "三"], "Chinese", "一二三"),
         (["Chinese\n一二", "Chinese\n三", "English\none"], None, "一二三 one"),
-        # A name that is no name after all.
+        # The text only starts like the name of a language.
         (["Spanish", "Span"], None, "Spanish Span"),
         (["Spanish is spoken", "S"], None, "Spanish is spoken S"),
         (["Klingon\nuno"], None, "Klingon\nuno"),

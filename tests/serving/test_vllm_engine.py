@@ -1,4 +1,4 @@
-"""The language model on vLLM: the same tokens as from `generate()`, alone and among others."""
+"""vLLM generates the same tokens as `generate()`, alone and among other requests."""
 
 import asyncio
 import io
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 
-pytest.importorskip("vllm", reason="needs vLLM; docs/serving.md says how to install it")
+pytest.importorskip("vllm", reason="needs vLLM; docs/serve.md says how to install it")
 
 import httpx
 import soundfile
@@ -36,14 +36,14 @@ from llm_asr.serving.vllm_engine import VllmEngine, check_is_followed
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
-# All that a tiny model needs; vLLM would take half of the memory.
+# Enough for a tiny model. By default vLLM takes half of the memory.
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 ENGINE_ARGS = {"enforce_eager": True}
 
 
 @pytest.fixture(scope="module")
 def text_model(tmp_path_factory):
-    """As the other tiny ones, with heads of a size that vLLM has kernels for."""
+    """A tiny language model whose head size vLLM's kernels support."""
     folder = str(tmp_path_factory.mktemp("text"))
     tokenizer = make_tokenizer()
     torch.manual_seed(0)
@@ -93,7 +93,7 @@ def exports(models, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loop():
-    """Of the engine, in a thread of its own."""
+    """The engine's event loop in a separate thread."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -118,7 +118,7 @@ def engine(exports, run):
 
 @pytest.fixture
 def make_transcriber(exports, engine, run):
-    """By projector type."""
+    """Creates transcribers by projector type."""
     runners = []
 
     async def start(projector_type):
@@ -141,7 +141,7 @@ def make_transcriber(exports, engine, run):
 
 def encode(waveform):
     contents = io.BytesIO()
-    # Without loss, so that `generate` is given the same.
+    # Use a lossless format, so that `generate` gets the same samples.
     soundfile.write(contents, waveform, 16000, format="WAV", subtype="FLOAT")
     return contents.getvalue()
 
@@ -181,7 +181,7 @@ def test_the_same_tokens_alone_and_among_sixteen(models, make_transcriber, run, 
         generate(model, processor, recording, how)[0].tolist()
         for recording, how in zip(recordings, options, strict=True)
     ]
-    # Otherwise any model would do.
+    # The transcripts must differ, or the test would pass with any model.
     assert len({tuple(row) for row in expected}) > 8
     assert len({len(row) for row in expected}) > 4
 
@@ -262,7 +262,7 @@ def test_unknown_engine_arguments(exports):
 
 
 def test_as_a_program(models, tmp_path, monkeypatch):
-    """Answers, lets go of a client that leaves, and lets requests finish after SIGTERM."""
+    """The server answers, cancels the request of a disconnected client, and finishes requests after SIGTERM."""
     model, processor = models["moe_cif"]
     monkeypatch.setattr(model.generation_config, "max_new_tokens", 12)
     checkpoint = str(tmp_path / "model")

@@ -1,8 +1,6 @@
-"""A model in two parts, so that a serving engine which takes prompt embeddings can host the language model unchanged."""
+"""Splits a model into a front end and an unchanged language model, for serving engines that accept prompt embeddings."""
 
 import copy
-import os
-import tempfile
 from pathlib import Path
 
 import torch
@@ -11,14 +9,16 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
+from ..atomic_writing import atomic_folder
 from ..modeling.modeling_llm_asr import LlmAsrForConditionalGeneration
 from ..processing.processing_llm_asr import LlmAsrProcessor
+from .checksums import write_checksums
 from .front_end import LlmAsrFrontEnd, LlmAsrFrontEndConfig
 
 
 logger = logging.get_logger(__name__)
 
-# What of a `generation_config` is about recordings, which the front end knows and a language model does not.
+# Generation settings that depend on the recording. The front end applies them, because the language model has no recording.
 RECORDING_SETTINGS = ("max_new_tokens_per_second", "transcription_prompt_ids")
 
 
@@ -28,26 +28,27 @@ def export_for_serving(
     """
     Write a model as two checkpoints:
 
-    - `folder/language_model`, an ordinary checkpoint of the language model, with its head, tokenizer, chat template and
-      generation configuration. It keeps the audio token's row, in the tokenizer as in the weights, so that it gives each
-      token the probability that it had in `model`.
+    - `folder/language_model`, an ordinary checkpoint of the language model with its head, tokenizer, chat template and
+      generation configuration. The tokenizer and the weights keep the audio token, so that all tokens have the same
+      probabilities as in `model`.
     - `folder/front_end`, for [`LlmAsrFrontEnd`] and [`LlmAsrProcessor`]: the speech encoder, the projector and the input
       embedding.
 
-    The engine is to decode as `generation_config` says: greedily by default, which an engine may not read out of
-    `do_sample=False`. What else may be set there (`suppress_tokens`, `repetition_penalty`, ...) is handed on, and every
-    recording's `max_new_tokens` comes with its embeddings. Drafts and the temperature fallback are not exported.
+    The engine must follow the language model's `generation_config`, including settings such as `suppress_tokens` and
+    `repetition_penalty`. The default is greedy decoding; engines that ignore `do_sample=False` need a temperature of zero.
+    The front end returns the `max_new_tokens` of each recording with its embeddings. Drafts and the temperature fallback
+    are not exported.
 
-    The folder appears when it is complete.
+    The folder does not exist until all its files are complete.
 
     Args:
-        model ([`LlmAsrForConditionalGeneration`] or `PeftModel`): The model. A `PeftModel` of it is merged in a copy.
-        processor ([`LlmAsrProcessor`]): Its processor.
-        folder (`str` or `Path`): Where to write; must not exist, or be empty.
+        model ([`LlmAsrForConditionalGeneration`] or `PeftModel`): The model. A `PeftModel` is merged in a copy.
+        processor ([`LlmAsrProcessor`]): The model's processor.
+        folder (`str` or `Path`): Folder to write. It must be empty or not exist.
 
     Raises:
-        `ValueError`: If there is something in `folder`, `model` is quantized or has adapters loaded into itself, or
-            `processor` is that of another model.
+        `ValueError`: If `folder` is not empty, `model` is quantized or has adapters loaded into it, or `processor` belongs
+            to another model.
     """
     folder = Path(folder)
     check_is_new(folder)
@@ -55,45 +56,46 @@ def export_for_serving(
         raise ValueError(
             "`model` is quantized; load it without `quantization_config`, and have the engine quantize it."
         )
-    if isinstance(model, PeftModel):
-        model = copy.deepcopy(model).merge_and_unload()
-    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+    merged: LlmAsrForConditionalGeneration = (
+        copy.deepcopy(model).merge_and_unload() if isinstance(model, PeftModel) else model
+    )
+    if any(isinstance(module, BaseTunerLayer) for module in merged.modules()):
         raise ValueError("`model` has adapters loaded into it; pass a `PeftModel`, or merge them.")
-    if processor.audio_token_id != model.config.audio_token_id:
-        raise ValueError(
-            f"The audio token of `processor` is {processor.audio_token_id} and that of `model` "
-            f"{model.config.audio_token_id}; pass the processor of the model."
-        )
-    vocab_size = model.config.text_config.vocab_size
+    processor.check_model(merged.config)
+    vocab_size = merged.config.text_config.vocab_size
     unembedded = [token for token, index in processor.tokenizer.get_vocab().items() if index >= vocab_size]
     if unembedded:
-        logger.warning(f"The language model has no embedding for {unembedded} of the tokenizer; write no such prompt.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as partial:
-        complete = Path(partial, folder.name)
-        extract_language_model(model).save_pretrained(complete / "language_model")
+        logger.warning(
+            f"The language model has no embeddings for the tokens {unembedded} of the tokenizer; prompts must not contain them."
+        )
+    with atomic_folder(folder) as partial:
+        extract_language_model(merged).save_pretrained(partial / "language_model")
         tokenizer = copy.deepcopy(processor.tokenizer)
         tokenizer.chat_template = processor.chat_template
-        tokenizer.save_pretrained(complete / "language_model")
-        extract_front_end(model).save_pretrained(complete / "front_end")
-        processor.save_pretrained(complete / "front_end")
-        os.replace(complete, folder)
+        tokenizer.save_pretrained(partial / "language_model")
+        extract_front_end(merged).save_pretrained(partial / "front_end")
+        processor.save_pretrained(partial / "front_end")
+        for part in ("front_end", "language_model"):
+            write_checksums(partial / part, "*")
 
 
 def check_is_new(folder: Path) -> None:
-    """Raise a `ValueError` if there is something at `folder`."""
+    """
+    Raises:
+        `ValueError`: If `folder` is a file or a folder that is not empty.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"`folder` {str(folder)!r} is there already; name a new or an empty one.")
+        raise ValueError(f"`folder` {str(folder)!r} exists already; name a new or an empty folder.")
 
 
 def extract_language_model(model: LlmAsrForConditionalGeneration) -> PreTrainedModel:
-    """The language model of `model` with its head, as its own class; it shares its weights."""
+    """The language model with its head, as an instance of its original class. It shares the weights of `model`."""
     generation_config = copy.deepcopy(model.generation_config)
     for name in RECORDING_SETTINGS:
         if hasattr(generation_config, name):
             delattr(generation_config, name)
     config = copy.deepcopy(model.config.text_config)
-    # Engines read these from either configuration.
+    # Some engines read these from the model configuration, others from the generation configuration.
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(config, name, getattr(generation_config, name))
     with torch.device("meta"):
@@ -105,7 +107,7 @@ def extract_language_model(model: LlmAsrForConditionalGeneration) -> PreTrainedM
 
 
 def extract_front_end(model: LlmAsrForConditionalGeneration) -> LlmAsrFrontEnd:
-    """What precedes the language model's layers; it shares its weights."""
+    """The parts before the language model's layers. They share the weights of `model`."""
     config = LlmAsrFrontEndConfig.from_dict(
         {
             **model.config.to_diff_dict(),

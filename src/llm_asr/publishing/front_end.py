@@ -1,4 +1,4 @@
-"""The front end of a serving engine: recordings and prompts in, prompt embeddings for the language model out."""
+"""The front end for a serving engine. It turns recordings and prompts into prompt embeddings for the language model."""
 
 from dataclasses import dataclass
 
@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from ..modeling.configuration_llm_asr import LlmAsrConfig
 from ..modeling.decoding_guards import length_limits
+from ..modeling.generation_settings import check_tokens_per_second
 from ..modeling.modeling_llm_asr import LlmAsrModel
 from ..processing.processing_llm_asr import LlmAsrProcessor
 
@@ -16,36 +17,41 @@ from ..processing.processing_llm_asr import LlmAsrProcessor
 @strict
 class LlmAsrFrontEndConfig(LlmAsrConfig):
     r"""
-    Configuration of [`LlmAsrFrontEnd`]: that of its model, and the generation settings that depend on the recording.
+    Configuration of [`LlmAsrFrontEnd`]. It extends the model's configuration by the generation settings that depend on the
+    recording.
 
     Args:
         max_new_tokens_per_second (`float`, *optional*):
-            As in the `generation_config` of the model: tokens that a second of a recording may have; unlimited if absent.
+            Largest number of tokens per second of a recording, from the model's `generation_config`. `None` sets no limit.
         max_new_tokens (`int`, *optional*):
-            Likewise: tokens that a recording may have at most.
+            Largest number of tokens per recording, from the model's `generation_config`.
         kwargs:
             See [`LlmAsrConfig`].
     """
 
-    # Another one than the model's: loaded as a whole model, it would be given a random language model.
+    # A type of its own: with the model's type, `AutoModel` would load a whole model with a random language model.
     model_type = "llm_asr_front_end"
 
     max_new_tokens_per_second: float | int | None = None
     max_new_tokens: int | None = None
 
+    def __post_init__(self, **kwargs):
+        check_tokens_per_second(self.max_new_tokens_per_second)
+        super().__post_init__(**kwargs)
+
 
 @dataclass
 class PromptEmbeds:
     """
-    What a language model continues to transcribe one recording.
+    The prompt embeddings of one recording, which the language model continues with the transcript.
 
     Attributes:
-        inputs_embeds (`torch.Tensor` of shape `(prompt_length, text_hidden_size)`): The prompt's tokens and, in the place
-            of the audio token, the recording; without padding, in a storage of its own, in the precision of the front
-            end. Cast it to that of the language model where they differ.
-        max_new_tokens (`int`, *optional*): Tokens that the transcript may have, as in `generate`; unlimited if absent.
-        alphas (`torch.FloatTensor` of shape `(num_projector_frames,)`, *optional*): CIF weights, which
-            [`LlmAsrProcessor.decode`] reads the times of words off; zero in padding.
+        inputs_embeds (`torch.Tensor` of shape `(prompt_length, text_hidden_size)`): Embeddings of the prompt's tokens, with
+            the recording's embeddings in place of the audio token. The tensor has no padding, its own storage, and the dtype
+            of the front end. Cast it if the language model has another dtype.
+        max_new_tokens (`int`, *optional*): Largest number of tokens of the transcript, as in `generate`. `None` sets no limit.
+        alphas (`torch.FloatTensor` of shape `(num_projector_frames,)`, *optional*): CIF weights, zero in padding.
+            [`LlmAsrProcessor.decode`] computes the times of words from them.
     """
 
     inputs_embeds: torch.Tensor
@@ -55,10 +61,10 @@ class PromptEmbeds:
 
 class LlmAsrFrontEnd(LlmAsrModel):
     """
-    All of [`LlmAsrModel`] but the layers of its language model.
+    [`LlmAsrModel`] without the layers of its language model. [`export_for_serving`] writes it.
 
-    It keeps the whole input embedding rather than the rows of the usual prompts, because a context (`prompt`) may hold any
-    token, and an engine that is given embeddings looks up none. [`export_for_serving`] writes it.
+    The front end keeps the whole input embedding. A context (`prompt`) may contain any token, and an engine with prompt
+    embeddings does not look up tokens itself.
 
     Example:
 
@@ -84,29 +90,31 @@ class LlmAsrFrontEnd(LlmAsrModel):
     @torch.no_grad()
     def forward(
         self,
-        input_ids: torch.LongTensor,
-        input_features: torch.FloatTensor | None = None,
+        input_ids: torch.Tensor,
+        input_features: torch.Tensor | None = None,
         input_features_mask: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        audio_hidden_states: torch.FloatTensor | None = None,
+        audio_hidden_states: torch.Tensor | None = None,
         audio_hidden_states_mask: torch.Tensor | None = None,
     ) -> list[PromptEmbeds]:
         """
+        Compute the prompt embeddings of a batch of recordings.
+
         Args:
             input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
-                Prompts with one audio token each, padded on either side.
+                Prompts with one audio token each. Padding may be on either side.
             input_features, input_features_mask, attention_mask, audio_hidden_states, audio_hidden_states_mask:
                 See [`LlmAsrForConditionalGeneration.forward`].
 
         Returns:
-            `list[PromptEmbeds]`: One for each row.
+            `list[PromptEmbeds]`: Prompt embeddings of each row.
 
         Raises:
-            `ValueError`: If a row does not have one recording.
+            `ValueError`: If a row does not have exactly one audio token.
         """
         if ((input_ids == self.config.audio_token_id).sum(-1) != 1).any():
             raise ValueError(
-                "`input_ids` must have one audio token in every row; make them with "
+                "`input_ids` must have one audio token in every row; create them with "
                 "`processor.apply_transcription_request`."
             )
         merged_inputs, audio_outputs = self.merge_audio_and_text(
@@ -119,7 +127,7 @@ class LlmAsrFrontEnd(LlmAsrModel):
         )
         config, num_rows = self.config, len(input_ids)
         limits = [config.max_new_tokens] * num_rows
-        if config.max_new_tokens_per_second is not None:
+        if config.max_new_tokens_per_second is not None and audio_outputs.num_frames is not None:
             limits = length_limits(
                 audio_outputs.num_frames,
                 config.audio_frame_rate,
@@ -135,12 +143,15 @@ class LlmAsrFrontEnd(LlmAsrModel):
 
 
 def _remove_all_but(module: nn.Module, kept: nn.Module) -> None:
-    """Remove the submodules that do not hold `kept`."""
+    """Remove the submodules that do not contain `kept`, and empty the lists of layers."""
     for name, child in list(module.named_children()):
         if child is kept:
             continue
         if any(part is kept for part in child.modules()):
             _remove_all_but(child, kept)
+        elif isinstance(child, nn.ModuleList):
+            # The initialisation of some models walks over their layers.
+            setattr(module, name, nn.ModuleList())
         else:
             delattr(module, name)
 

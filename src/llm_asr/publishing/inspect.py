@@ -1,4 +1,4 @@
-"""What is in a checkpoint, from its JSON files and the headers of its weight files."""
+"""Describes a checkpoint from its JSON files and the headers of its weight files."""
 
 import json
 import math
@@ -32,20 +32,19 @@ CARD_NAME = "README.md"
 
 def inspect_checkpoint(folder: str | os.PathLike) -> dict:
     """
-    Describe a checkpoint of any form, without reading its weights.
+    Describe a checkpoint of any form without reading its weights.
 
     Args:
-        folder (`str` or `os.PathLike`): Local folder with a model, or an adapter.
+        folder (`str` or `os.PathLike`): Local folder with a model or an adapter.
 
     Returns:
-        `dict`: `form`; `bytes` of the weight files; `files`, the weight files with their sizes in bytes; `parts`, with
-        `parameters`, `bytes` and `dtypes` of those of each part that the folder holds; `speech_encoder` and
-        `language_model`, their type, and where they came from as far as the checkpoint says; `projector`, its options;
-        `languages`, the codes that its model card names and the number that the processor has a name for; `provenance`.
-        What the checkpoint does not say is `None`.
+        `dict`: `form`; `bytes`, the size of all weight files; `files`, the weight files with their sizes in bytes; `parts`,
+        the `parameters`, `bytes` and `dtypes` of each part in the folder; `speech_encoder` and `language_model`, their types
+        and recorded origins; `projector`, its options; `languages`, the language codes in the model card and the number of
+        languages that the processor can name; `provenance`. Values that the checkpoint does not record are `None`.
 
     Raises:
-        `ValueError`: If there is no LLM-ASR checkpoint in `folder`, or a file of it is damaged.
+        `ValueError`: If there is no LLM-ASR checkpoint in `folder`, or one of its files is damaged.
     """
     folder = Path(folder)
     config = read_json(folder / CONFIG_NAME)
@@ -77,7 +76,7 @@ def inspect_checkpoint(folder: str | os.PathLike) -> dict:
 
 
 def print_inspection(report: dict, console: Console) -> None:
-    """Print what [`inspect_checkpoint`] returns as tables."""
+    """Print the result of [`inspect_checkpoint`] as tables."""
     console.print(f"{escape(report['folder'])}: {report['form']} checkpoint, {format_bytes(report['bytes'])}")
     table = Table("part", "parameters", "size", "precision")
     for column in table.columns[1:3]:
@@ -113,11 +112,13 @@ def _list_facts(report: dict):
     yield "checksums", CHECKSUMS_NAME if provenance["checksums"] else "none"
     code = provenance["code"]
     if code is None:
-        yield "code", "none: loads with the package alone"
+        yield "code", "none: only the installed package can load it"
     else:
         yield (
             "code",
-            "that of this package" if not code["differing"] else f"other than this package's: {code['differing']}",
+            "same as in this package"
+            if not code["differing"]
+            else f"differs from this package in {code['differing']}",
         )
     training = provenance["training"]
     if training is None:
@@ -128,10 +129,10 @@ def _list_facts(report: dict):
 
 def find_all_weights(folder: Path, form: str) -> dict[str, str]:
     """
-    Paths of the weight files of a checkpoint, and of their index, by their names in it; see [`find_weights`].
+    Paths of a checkpoint's weight files and of their index, by their names in the checkpoint; see [`find_weights`].
 
     Raises:
-        `OSError`, `ValueError`: If they are not all there, or not whole.
+        `OSError`, `ValueError`: If a file is missing or incomplete.
     """
     weights = find_weights(folder, ADAPTER_SAFE_WEIGHTS_NAME if form == "adapter" else SAFE_WEIGHTS_NAME)
     if not weights:
@@ -143,7 +144,7 @@ def find_all_weights(folder: Path, form: str) -> dict[str, str]:
 
 
 def describe_projector(config: dict | None) -> dict | None:
-    """The options that a projector of its type has, from the settings in `config.json`."""
+    """The options of the projector in `config.json` that its type uses."""
     if config is None:
         return None
     settings = LlmAsrProjectorConfig(**config["projector_config"])
@@ -199,7 +200,7 @@ def _card_languages(folder: Path) -> list[str] | None:
 
 
 def _describe_code(folder: Path) -> dict | None:
-    """Python files, and those of them that are not the package's."""
+    """The number of Python files, and the names of those that differ from the package."""
     files = sorted(folder.glob("*.py"))
     if not files:
         return None
@@ -212,7 +213,7 @@ def _describe_code(folder: Path) -> dict | None:
 
 
 def read_json(path: Path) -> dict | None:
-    """The content of a JSON file, or `None` if there is none."""
+    """Read a JSON file. `None` if it does not exist."""
     if not path.is_file():
         return None
     try:
@@ -221,7 +222,7 @@ def read_json(path: Path) -> dict | None:
         raise ValueError(f"{path} is damaged: {error}.") from error
 
 
-def format_bytes(size: int) -> str:
+def format_bytes(size: float) -> str:
     for unit in ("B", "kB", "MB"):
         if size < 1000:
             return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"

@@ -1,25 +1,25 @@
-"""The model card of a checkpoint, made from what a training run and its evaluations left."""
+"""Writes the model card of a checkpoint from the files of its training run and its evaluations."""
 
 import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.repocard import metadata_load
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import PROCESSOR_NAME
 
 from ..evaluation.expert_usage import plot_expert_usage
 from ..modeling.configuration_llm_asr import BACKBONES
 from ..training.run_record import RUN_RECORD_NAME
 from .inspect import CARD_NAME, inspect_checkpoint, read_json
-from .pictures import can_draw, plot_curves, read_history
+from .pictures import can_draw, has_curves, plot_curves, read_history
 
 
 TASK = "automatic-speech-recognition"
-# Options of a run that say where something is, which is told elsewhere or is of the publisher's machine alone.
+# Training options that name places. The card shows them in other sections, or they are paths on the publisher's machine.
 PLACES = {
     "model",
     "audio_model",
@@ -35,11 +35,14 @@ PLACES = {
     "feature_cache",
     "feature_cache_gigabytes",
 }
-# Parts that have a licence of their own.
+# The file name is a constant of Transformers' `trainer` module, whose import would take half a second.
+TRAINER_STATE_NAME = "trainer_state.json"
+
+# Parts with a separate licence, and their names in the card.
 LICENSED = {
     "audio_tower": "speech encoder",
     "language_model": "language model",
-    "projector": "projector, and what else was trained",
+    "projector": "projector and other trained parts",
     "data": "training data",
 }
 
@@ -50,7 +53,7 @@ TEMPLATE = """---
 # {{ name }}
 
 Speech recognition: a {{ audio_type }} encoder, a `{{ projector_type }}` projector and a {{ text_type }} language model.
-Made with llm-asr.
+Trained with llm-asr.
 
 ## Usage
 {% if not repo_id %}
@@ -75,7 +78,7 @@ In the folder of the checkpoint:
 |---|---:|---:|---:|
 {% for row in report.rows %}| {{ row | join(" | ") }} |
 {% endfor %}
-In brackets, 95 % intervals from bootstrap resamples of the recordings.{% for fact in report.facts %} {{ fact }}{% endfor %}
+Brackets contain 95 % intervals from bootstrap resamples of the recordings.{% for fact in report.facts %} {{ fact }}{% endfor %}
 
 {% if report.picture %}![Share of frames that each expert received, by language]({{ report.picture }})
 
@@ -150,48 +153,49 @@ def write_model_card(
     overwrite: bool = False,
 ) -> Path:
     """
-    Write `README.md`, with metadata that the Hub reads, and pictures of the training run and of the experts.
+    Write `README.md` with metadata for the Hub and pictures of the training run and of the experts.
 
-    Everything is read from files: those of the checkpoint, `training_run.json` and `trainer_state.json` of the run, and the
-    reports of `examples/evaluate.py`. What neither they nor the arguments say is said to be unknown or left out.
+    The card is made from the checkpoint, from `training_run.json` and `trainer_state.json` of the run, and from the reports
+    of `llm-asr evaluate`. Facts that neither these files nor the arguments contain are called unknown or left out.
 
     Args:
         folder (`str` or `os.PathLike`):
-            Of a checkpoint, in any form.
+            Folder of a checkpoint in any form.
         output (`str` or `os.PathLike`, *optional*):
             Folder to write to. Defaults to `folder`.
         run (`str` or `os.PathLike`, *optional*):
-            The `output_dir` of the run that trained it. Defaults to `folder`.
+            The `output_dir` of the training run. Defaults to `folder`.
         repo_id (`str`, *optional*):
-            Where the checkpoint is to be published. Defaults to the folder's name in the title; the snippet then has no id.
+            Future Hub id of the checkpoint. By default the title is the folder's name, and the snippet has no id.
         evaluations (`Sequence[str]`, *optional*):
-            JSON reports of `examples/evaluate.py`. Defaults to those in `run` with their tables beside them.
+            JSON reports of `llm-asr evaluate`. Defaults to the JSON files in `run` that have a Markdown file beside them.
         languages (`Sequence[str]`, *optional*):
-            Codes. Defaults to the languages of the evaluations.
+            Language codes. Defaults to the languages of the evaluations.
         datasets (`Sequence[str]`, *optional*):
-            Training data, by Hub id or name. Defaults to what the run recorded.
+            Training datasets, by Hub id or name. Defaults to the datasets in the run's record.
         backbones (`Mapping[str, str]`, *optional*):
-            Hub ids of `"audio_tower"` and `"language_model"`. Defaults to what the checkpoint or the run recorded.
+            Hub ids of `"audio_tower"` and `"language_model"`. Defaults to the ids in the checkpoint or in the run's record.
         license (`str`, *optional*):
-            Of the whole, as an identifier of the Hub such as `"apache-2.0"`.
+            Licence of the whole checkpoint, as an identifier of the Hub such as `"apache-2.0"`.
         licenses (`Mapping[str, str]`, *optional*):
-            Of the parts: `"audio_tower"`, `"language_model"`, `"projector"` and whatever else was trained, `"data"`.
-            Backbones default to what the model card of each says, on the Hub or in its folder.
+            Licences of the parts: `"audio_tower"`, `"language_model"`, `"projector"` (with all other trained parts) and
+            `"data"`. The licences of speech encoder and language model default to those in their own model cards, on the Hub
+            or in their folders.
         hardware (`str`, *optional*), hours (`float`, *optional*):
-            Of the training. Defaults to what the run recorded.
+            Hardware and duration of the training. Default to the values in the run's record.
         limits (`Sequence[str]`, *optional*):
-            Further sentences on what the model cannot do.
+            Further sentences on the limits of the model.
         pictures (`bool`, *optional*, defaults to `True`):
-            Whether to draw; needs matplotlib.
+            Whether to draw pictures. This needs matplotlib.
         overwrite (`bool`, *optional*, defaults to `False`):
-            Whether to replace a card that is there.
+            Whether to replace an existing card.
 
     Returns:
-        `Path`: Of the card.
+        `Path`: Path of the card.
 
     Raises:
-        `ValueError`: If there is no checkpoint in `folder`, a card is there, or an argument names an unknown part.
-        `ImportError`: If there is something to draw and no matplotlib.
+        `ValueError`: If there is no checkpoint in `folder`, a card exists already, or an argument names an unknown part.
+        `ImportError`: If there is a picture to draw and matplotlib is not installed.
     """
     folder = Path(folder)
     output = folder if output is None else Path(output)
@@ -202,13 +206,15 @@ def write_model_card(
             raise ValueError(f"`{name}` has {unknown}; its keys are among {list(known)}.")
     card = output / CARD_NAME
     if card.exists() and not overwrite:
-        raise ValueError(f"{card} is there already, perhaps edited by hand; move it away or pass `overwrite=True`.")
+        raise ValueError(f"{card} exists already, perhaps edited by hand; move it away or pass `overwrite=True`.")
     checkpoint = inspect_checkpoint(folder)
     record = read_json(run / RUN_RECORD_NAME) or {}
     reports = _read_reports(run, evaluations)
     name = (repo_id or folder.resolve().name).rpartition("/")[2]
     codes = _find_languages(reports) if languages is None else list(languages)
-    data = [{"name": one, "on_hub": "/" in one} for one in datasets] if datasets else record.get("datasets", [])
+    data: list[dict[str, Any]] = (
+        [{"name": one, "on_hub": "/" in one} for one in datasets] if datasets else record.get("datasets", [])
+    )
     origins = _find_origins(checkpoint, record, backbones or {})
     told = _find_licenses(origins, licenses or {})
     curves, heat_maps = _draw(run, output, reports) if pictures else (None, {})
@@ -260,14 +266,17 @@ def write_model_card(
 
 
 def _read_reports(run: Path, evaluations: Sequence[str | os.PathLike] | None) -> dict[str, dict]:
-    """Reports of error rates by the names of their files; `examples/evaluate.py` puts their tables beside them."""
+    """
+    Reports of error rates, by the names of their files. A Markdown file beside a JSON file tells that it is a report of
+    `llm-asr evaluate`.
+    """
     if evaluations is None:
         evaluations = sorted(path for path in run.glob("*.json") if path.with_suffix(".md").is_file())
     reports = {}
     for path in map(Path, evaluations):
         report = read_json(path)
         if report is None or "error_rates" not in report:
-            raise ValueError(f"{str(path)!r} is no report of `examples/evaluate.py` on recordings with speech.")
+            raise ValueError(f"{str(path)!r} is not a report of `llm-asr evaluate` on recordings with speech.")
         reports[path.stem] = report
     return reports
 
@@ -289,7 +298,7 @@ def _find_origins(checkpoint: dict, record: dict, backbones: Mapping[str, str]) 
         elif recorded is not None:
             origins[part] = {**recorded, "revision": None}
         elif found.get("name_or_path"):
-            # The name of a folder may look like an id, and the folder may be elsewhere.
+            # The name may be that of a folder on another machine, even if it looks like a Hub id.
             origins[part] = {"name": found["name_or_path"], "revision": None, "on_hub": False}
     return origins
 
@@ -300,16 +309,16 @@ def _find_licenses(origins: Mapping[str, dict], licenses: Mapping[str, str]) -> 
 
 
 def _read_license(name: str, revision: str | None, on_hub: bool) -> str | None:
-    """What the model card of a backbone says, if it can be read."""
+    """The licence in the model card of a backbone. `None` if there is none or the card cannot be read."""
     if not on_hub:
         card = Path(name, CARD_NAME)
         return (metadata_load(card) or {}).get("license") if card.is_file() else None
     try:
         data = HfApi().model_info(name, revision=revision).card_data
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError):
-        # Not there for this user, or no network: the card says that the licence is unknown.
+        # Without access or network, the card calls the licence unknown.
         return None
-    return data and data.get("license")
+    return data.get("license") if data else None
 
 
 def _list_bases(checkpoint: dict, origins: Mapping[str, dict]) -> list[str] | None:
@@ -325,7 +334,7 @@ def _list_tags(checkpoint: dict) -> list[str]:
 
 
 def _list_results(report: dict) -> list[EvalResult]:
-    """For `model-index`; the word error rate is left out of languages that are written without spaces."""
+    """Results for `model-index`. Languages that are written without spaces get no word error rate."""
     dataset = _name_dataset(report["dataset"])
     results = []
     for language, rates in report["error_rates"].items():
@@ -352,7 +361,7 @@ def _describe_report(stem: str, report: dict) -> dict:
     if dataset is None:
         title = f"Report `{stem}`, whose dataset is not recorded"
     else:
-        title = f"{_name_dataset(dataset)}, {dataset['split']}; language {'told' if report['language_told'] else 'not told'}"
+        title = f"{_name_dataset(dataset)}, {dataset['split']}; the prompt {'names' if report['language_told'] else 'does not name'} the language"
     rows = []
     for name, rates in report["error_rates"].items():
         cells = [
@@ -365,7 +374,8 @@ def _describe_report(stem: str, report: dict) -> dict:
     facts = []
     if "languages" in report:
         facts.append(
-            f"The language was found in {report['languages']['all']['language_found']:.1f} % of the recordings."
+            "The model identified the language correctly in "
+            f"{report['languages']['all']['language_found']:.1f} % of the recordings."
         )
     if "lengths" in report:
         facts.append(f"Error of CIF's token counts: {report['lengths']['all']['length_error']:.1f} %.")
@@ -378,17 +388,22 @@ def _describe_report(stem: str, report: dict) -> dict:
 
 
 def _draw(run: Path, output: Path, reports: Mapping[str, dict]) -> tuple[str | None, dict[str, str]]:
-    """File names of the curves, if the run is there, and of the experts' heat map of each report that has one."""
-    has_run = (run / TRAINER_STATE_NAME).is_file()
+    """
+    Draw the pictures and return their file names: the curves if the run has any, and a heat map of the experts for each
+    report with expert usage.
+    """
+    history = read_history(run) if (run / TRAINER_STATE_NAME).is_file() else []
+    draws_curves = has_curves(history)
     usages = {stem: report["expert_usage"] for stem, report in reports.items() if "expert_usage" in report}
-    if (has_run or usages) and not can_draw():
+    if (draws_curves or usages) and not can_draw():
         raise ImportError(
-            "Pictures need matplotlib: `pip install llm-asr[train]`, or leave them out (`pictures=False`)."
+            'Pictures need matplotlib: `pip install "llm-asr[train]"`, or omit the pictures (`pictures=False`, '
+            "`--no-pictures`)."
         )
     curves = None
-    if has_run:
+    if draws_curves:
         curves = "training_curves.png"
-        plot_curves({run.name: read_history(run)}, output / curves)
+        plot_curves({run.name: history}, output / curves)
     heat_maps = {}
     for stem, layers in usages.items():
         (usage,) = layers.values()
@@ -421,22 +436,24 @@ def _list_arguments(record: dict) -> dict[str, object]:
 
 def _list_limits(reports: Mapping[str, dict]) -> list[str]:
     limits = [
-        "A language model writes the transcripts, so that errors read fluently; check what matters against the recording."
+        "A language model writes the transcripts, so errors read fluently; check important passages against the recording."
     ]
     if reports:
         limits.append(
-            "Of other languages, speakers and recording conditions than those of the datasets above, nothing is known."
+            "The results hold for the languages, speakers and recording conditions of the datasets above; others have not "
+            "been measured."
         )
     else:
-        limits.append("Nothing has been measured, in any language.")
+        limits.append("The error rate has not been measured in any language.")
     silences = [report["silence"] for report in reports.values() if "silence" in report]
     if silences:
         limits += [
-            f"Of {silence['recordings']} recordings without speech, {silence['hallucinated']:.1f} % got a transcript."
+            f"The model wrote a transcript for {silence['hallucinated']:.1f} % of {silence['recordings']} recordings without "
+            "speech."
             for silence in silences
         ]
     else:
-        limits.append("How often it writes something where nobody speaks has not been measured.")
+        limits.append("Hallucinations in recordings without speech have not been measured.")
     return limits
 
 
@@ -446,7 +463,7 @@ def _name_language(folder: Path, code: str) -> str:
 
 
 def _name_dataset(dataset: dict) -> str:
-    """A Hub id, or the name of a file or folder without its place."""
+    """A Hub id, or the name of a file or folder without its path."""
     return dataset["name"] if dataset["on_hub"] else Path(dataset["name"]).name
 
 

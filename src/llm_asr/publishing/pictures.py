@@ -1,4 +1,4 @@
-"""Pictures of a training run: its curves."""
+"""Draws the curves of training runs."""
 
 import json
 import re
@@ -7,18 +7,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..modeling.configuration_llm_asr import LOSS_PARTS
+
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Titles and the names in the logs; a group in the pattern tells lines of one panel apart.
+# Titles of the panels, and patterns of the names in the logs. A group in the pattern distinguishes the lines of a panel.
 PANELS = {
     "loss": r"(eval_)?loss",
-    "lm_loss": r"lm_loss",
-    "quantity_loss": r"quantity_loss",
-    "draft_loss": r"draft_loss",
-    "router_aux_loss": r"router_aux_loss",
-    "router_z_loss": r"router_z_loss",
+    **{part: part for part in LOSS_PARTS},
     "gradient norm": r"grad_norm",
     "learning rate": r"learning_rate(?:_(\w+))?",
     "WER (%)": r"eval_wer(?:_(\w+))?",
@@ -40,14 +38,14 @@ def can_draw() -> bool:
 
 def read_history(run: Path) -> list[dict]:
     """
-    The logs of a training run, in order, from whichever of its states has gone farthest.
+    Read the logs of a training run from the saved state with the most steps.
 
     Raises:
-        `ValueError`: If there is no state of a run in the folder.
+        `ValueError`: If there is no saved state of a run in the folder.
     """
     states = []
     for file in [run / "trainer_state.json", *run.glob("checkpoint-*/trainer_state.json")]:
-        # The run may have been killed while it wrote one.
+        # A killed run may leave an incomplete file.
         with suppress(FileNotFoundError, json.JSONDecodeError):
             states.append(json.loads(file.read_text(encoding="utf-8")))
     if not states:
@@ -55,16 +53,21 @@ def read_history(run: Path) -> list[dict]:
     return max(states, key=lambda state: state["global_step"])["log_history"]
 
 
+def has_curves(history: list[dict]) -> bool:
+    """Whether the logs have a curve for [`plot_curves`]. A run that is shorter than `logging_steps` has none."""
+    return any(select_curves(history, pattern) for pattern in PANELS.values())
+
+
 def plot_curves(histories: dict[str, list[dict]], output: Path) -> "Figure":
     """
-    Draw the curves of one or several training runs: each quantity has a panel, and those that no run logged are left out.
+    Draw the curves of one or several training runs. Each quantity in the logs gets a panel.
 
     Args:
-        histories (`dict[str, list[dict]]`): From [`read_history`], by the name of the run.
-        output (`Path`): Picture to write; its ending says the format.
+        histories (`dict[str, list[dict]]`): Results of [`read_history`], by the name of the run.
+        output (`Path`): Picture to write. The suffix selects the format.
 
     Raises:
-        `ValueError`: If no run logged anything.
+        `ValueError`: If the logs have nothing to draw.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
@@ -75,13 +78,13 @@ def plot_curves(histories: dict[str, list[dict]], output: Path) -> "Figure":
     }
     panels = {title: runs for title, runs in panels.items() if runs}
     if not panels:
-        raise ValueError(f"Nothing to draw: {', '.join(histories)} logged nothing yet.")
+        raise ValueError(f"There is nothing to draw: the logs of {', '.join(histories)} are empty.")
     num_columns = min(NUM_COLUMNS, len(panels))
     num_rows = -(-len(panels) // num_columns)
     figure = Figure(figsize=(5 * num_columns, 3.2 * num_rows), layout="constrained")
     for index, (title, runs) in enumerate(panels.items()):
         axis = figure.add_subplot(num_rows, num_columns, index + 1)
-        axis.set_prop_cycle(color=colormaps["tab20"].colors)
+        axis.set_prop_cycle(color=[colormaps["tab20"](color) for color in range(20)])
         for run, curves in runs.items():
             for name, (steps, values) in curves.items():
                 label = ", ".join(part for part in (run if len(histories) > 1 else "", name) if part)
@@ -101,7 +104,7 @@ def plot_curves(histories: dict[str, list[dict]], output: Path) -> "Figure":
 
 
 def select_curves(history: list[dict], pattern: str) -> dict[str, tuple[list[int], list[float]]]:
-    """Steps and values of all names in the logs that fit a pattern, by what its group holds."""
+    """Steps and values of all logged names that match `pattern`, by the text of the pattern's group."""
     curves: dict[str, tuple[list[int], list[float]]] = {}
     for entry in history:
         for name, value in entry.items():
@@ -113,4 +116,4 @@ def select_curves(history: list[dict], pattern: str) -> dict[str, tuple[list[int
     return curves
 
 
-__all__ = ["can_draw", "plot_curves", "read_history", "select_curves"]
+__all__ = ["can_draw", "has_curves", "plot_curves", "read_history", "select_curves"]

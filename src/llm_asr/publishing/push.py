@@ -1,4 +1,4 @@
-"""Checkpoints to the Hub: model, processor, code, card and pictures in one commit."""
+"""Pushes a checkpoint to the Hub: model, processor, code, card and pictures in one commit."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, constants
@@ -29,28 +30,27 @@ from .pictures import can_draw
 from .staging import add_processor_code, is_part, link_parts, stage_checkpoint, stage_documents
 
 
-# Beside what `huggingface_hub` writes down about a folder, which it never uploads.
+# `huggingface_hub` keeps its own records in this folder and never uploads it.
 RECORD_PATH = Path(".cache", "huggingface", "llm_asr_push.json")
-# The commits that models and processors in memory were last pushed as, by place.
+# The commits of the last pushes of models and processors in memory, by branch.
 PUSHED: WeakKeyDictionary[LlmAsrPreTrainedModel | LlmAsrProcessor, dict[str, str]] = WeakKeyDictionary()
-# The Hub keeps larger files, and those that are no text, in LFS.
+# The Hub stores larger files and binary files in LFS.
 MAX_TEXT_SIZE = 10_000_000
 
 
 @dataclass(frozen=True)
 class PushReport:
     """
-    What was pushed or, of a dry run, what would be.
+    The changes of a push. A dry run reports the same changes without making them.
 
     Attributes:
-        repo_id (`str`): On the Hub.
+        repo_id (`str`): Repository on the Hub.
         revision (`str`): Branch.
-        parent_commit (`str`, *optional*): Commit that is built upon; `None` if there is no repository yet.
-        uploads (`dict[str, tuple[int, bool]]`): Files that the repository does not have as they are: their size in bytes,
-            and whether LFS keeps them.
-        unchanged (`tuple[str]`): Files that it has as they are.
-        deletions (`tuple[str]`): Files of its checkpoint that this one does not have.
-        commit (`CommitInfo`, *optional*): `None` of a dry run.
+        parent_commit (`str`, *optional*): Parent of the commit; `None` if there is no repository yet.
+        uploads (`dict[str, tuple[int, bool]]`): New and changed files, each with its size in bytes and whether LFS stores it.
+        unchanged (`tuple[str]`): Files that are the same in the repository.
+        deletions (`tuple[str]`): Checkpoint files in the repository that the new checkpoint does not have.
+        commit (`CommitInfo`, *optional*): The new commit; `None` for a dry run.
     """
 
     repo_id: str
@@ -98,45 +98,45 @@ def push_checkpoint(
     """
     Publish a checkpoint in one commit: model, processor, checksums, the package's code, model card and pictures.
 
-    What else lies in the folder stays there, such as the states of a training run. Files of a checkpoint that the repository
-    has and this one does not are removed, others are kept. Without a model card in the folder and in the repository, one is
-    made, see [`write_model_card`].
+    Other files in the folder, such as the states of a training run, are not uploaded. Checkpoint files in the repository that
+    this checkpoint does not have are removed. Other files in the repository are kept. If neither the folder nor the
+    repository has a model card, [`write_model_card`] writes one.
 
-    Nothing on the Hub is replaced that the folder does not come from: if the branch has other files of these names, its
-    newest commit must be the one that the folder was downloaded from or last pushed as. A push that fails leaves the folder
-    and all branches as they were, and what was uploaded by then is not uploaded again.
+    A push does not overwrite unknown work. If it would replace files, the newest commit of the branch must be the commit from
+    which the folder was downloaded, or the commit of its last push. A failed push changes neither the folder nor a branch. A
+    repeated push does not upload again the files that were uploaded before the failure.
 
     Args:
         folder (`str` or `os.PathLike`):
             Local folder of a checkpoint with its processor.
         repo_id (`str`):
-            `"user/name"`; created if it does not exist.
+            `"user/name"`. The repository is created if it does not exist.
         form (`str`, *optional*):
-            One of `"full"`, `"slim"` and `"adapter"`, see [`save_checkpoint`]. Defaults to the form that it has.
+            One of `"full"`, `"slim"` and `"adapter"`, see [`save_checkpoint`]. Defaults to the form of the checkpoint.
         revision (`str`, *optional*, defaults to `"main"`):
-            Branch; created from `main` if it does not exist.
+            Branch. It is created from `main` if it does not exist.
         private (`bool`, *optional*):
-            Whether a repository that is created is private. Defaults to what is usual for the user or organization.
+            Whether a new repository is private. Defaults to the setting of the user or organization.
         token (`str` or `bool`, *optional*):
-            As in `huggingface_hub`.
+            See `huggingface_hub`.
         commit_message (`str`, *optional*):
             Defaults to `"Upload <form> checkpoint"`.
         parent_commit (`str`, *optional*):
-            The commit that the folder comes from, where it does not know itself.
+            The commit on which the folder is based, if the folder does not record it.
         force (`bool`, *optional*, defaults to `False`):
-            Whether to replace files whatever the newest commit is. It stays in the history.
+            Whether to replace files on top of any newest commit. That commit stays in the history.
         dry_run (`bool`, *optional*, defaults to `False`):
-            Only say what would be done.
+            Whether to report the changes without making them.
         backbones (`dict[str, str]`, *optional*), base (`str`, *optional*):
-            As in [`save_checkpoint`], if it is saved in another form.
+            See [`save_checkpoint`]. They apply only if the checkpoint is saved in another form.
 
     Returns:
-        [`PushReport`]: Prints as a list of files.
+        [`PushReport`]: Report of the changes. `str` gives a list of files.
 
     Raises:
-        `ValueError`: If there is no complete checkpoint, it refers to folders of this machine, or the repository has what
-            would be lost.
-        `HfHubHTTPError`, `RuntimeError`: If the Hub refuses or fails; called again, it goes on.
+        `ValueError`: If the checkpoint is missing or incomplete, refers to folders on this machine, or would overwrite
+            unknown work in the repository.
+        `HfHubHTTPError`, `RuntimeError`: If the Hub refuses the request or fails. A further call continues the push.
 
     Example:
 
@@ -158,7 +158,8 @@ def push_checkpoint(
             save_checkpoint(model, processor, source, form, backbones=backbones, base=base)
         elif backbones is not None or base is not None:
             raise ValueError(
-                f"`backbones` and `base` are to save in another form, and {str(folder)!r} is {found} already; leave them out."
+                f"`backbones` and `base` apply only when the form changes, but {str(folder)!r} is {found} already; leave them "
+                "out."
             )
         staged = Path(temporary, "staged")
         stage_checkpoint(source, staged)
@@ -177,7 +178,7 @@ def push_checkpoint(
             dry_run=dry_run,
             add_card=lambda: write_model_card(staged, run=folder, repo_id=repo_id, pictures=can_draw()),
         )
-    if not dry_run:
+    if report.commit is not None:
         _record(folder, place, report.commit.oid)
     return report
 
@@ -199,24 +200,28 @@ def push_to_hub(
     base: str | None = None,
 ) -> PushReport:
     """
-    Publish a model with its processor: [`save_checkpoint`] in a temporary folder, pushed as [`push_checkpoint`] does.
+    Publish a model with its processor: save it with [`save_checkpoint`] and push it as [`push_checkpoint`] does.
 
-    The branch may be at the commit that `model` was loaded from, or that it or `processor` was last pushed as.
+    The push may replace files if the newest commit of the branch is the one from which `model` was loaded, or the commit of
+    the last push of `model` or `processor`.
 
     Args:
         model ([`LlmAsrForConditionalGeneration`] or `PeftModel`), processor ([`LlmAsrProcessor`]):
-            What to publish.
-        form (`str`, *optional*, defaults to `"full"`), backbones, base:
-            As in [`save_checkpoint`].
+            Model and processor to publish.
+        form (`str`, *optional*, defaults to `"full"`):
+            See [`save_checkpoint`].
+        backbones, base:
+            See [`save_checkpoint`].
         repo_id, revision, private, token, commit_message, parent_commit, force, dry_run:
-            As in [`push_checkpoint`].
+            See [`push_checkpoint`].
 
     Returns:
-        [`PushReport`]: Prints as a list of files.
+        [`PushReport`]: Report of the changes. `str` gives a list of files.
 
     Raises:
-        `ValueError`, `HfHubHTTPError`, `RuntimeError`: As [`push_checkpoint`].
+        `ValueError`, `HfHubHTTPError`, `RuntimeError`: See [`push_checkpoint`].
     """
+    base_model: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     with tempfile.TemporaryDirectory() as temporary:
         saved, staged = Path(temporary, "saved"), Path(temporary, "staged")
         save_checkpoint(model, processor, saved, form, backbones=backbones, base=base)
@@ -226,7 +231,7 @@ def push_to_hub(
             staged,
             repo_id,
             revision,
-            [model.get_base_model() if isinstance(model, PeftModel) else model, processor],
+            [base_model, processor],
             parent_commit=parent_commit,
             private=private,
             commit_message=commit_message or f"Upload {form} checkpoint",
@@ -245,22 +250,23 @@ def upload_saved(
     create_pr: bool = False,
     revision: str | None = None,
     commit_description: str | None = None,
-) -> CommitInfo:
+) -> CommitInfo | None:
     """
-    What `push_to_hub` of a model or a processor, and `save_pretrained(push_to_hub=True)`, do in place of
-    `PushToHubMixin._upload_modified_files`: what was saved is completed and pushed as [`push_checkpoint`] does.
+    Complete a saved model or processor and push it as [`push_checkpoint`] does. The methods `push_to_hub` and
+    `save_pretrained(push_to_hub=True)` of models and processors call this function instead of
+    `PushToHubMixin._upload_modified_files`.
 
-    With a model goes the processor that was saved beside it or, if there is none, the one of the checkpoint that the model
-    was loaded from. A processor goes alone, with the code.
+    A model is pushed with the processor in the same folder. Without one, it is pushed with the processor of the checkpoint
+    from which the model was loaded. A processor is pushed without a model, but with the package's code.
 
     Raises:
-        `ValueError`: If there is no processor for a model, or the repository has what would be lost.
+        `ValueError`: If a model has no processor, or the push would overwrite unknown work in the repository.
     """
     working_dir = Path(working_dir)
     is_model = isinstance(part, LlmAsrPreTrainedModel)
     with tempfile.TemporaryDirectory() as temporary:
         staged = Path(temporary, "staged")
-        if is_model:
+        if isinstance(part, LlmAsrPreTrainedModel):
             saved = Path(temporary, "saved")
             link_parts(working_dir, saved)
             if not (saved / PROCESSOR_NAME).exists():
@@ -291,7 +297,7 @@ def _push_from_memory(
     parent_commit: str | None = None,
     **kwargs,
 ) -> PushReport:
-    """Push a model, with its processor or with the one that is staged, or a processor alone."""
+    """Push the staged files of `parts` and record the new commit for them."""
     place = _place(api, repo_id, revision)
     models = [part for part in parts if isinstance(part, LlmAsrPreTrainedModel)]
     report = _push(
@@ -315,8 +321,8 @@ def _find_processor(model: LlmAsrPreTrainedModel) -> LlmAsrProcessor:
         return LlmAsrProcessor.from_pretrained(model.name_or_path, revision=_loaded_commit(model))
     except (OSError, ValueError) as error:
         raise ValueError(
-            "The model was not loaded from a checkpoint with a processor, without which nobody could use it; push both with "
-            "`llm_asr.publishing.push.push_to_hub(model, processor, repo_id)`."
+            "The model was not loaded from a checkpoint with a processor, and a model without a processor cannot be used. "
+            "Push both with `llm_asr.publishing.push.push_to_hub(model, processor, repo_id)`."
         ) from error
 
 
@@ -328,8 +334,8 @@ def _place(api: HfApi, repo_id: str, revision: str) -> str:
     return f"{api.endpoint}/{repo_id}/tree/{revision}"
 
 
-def _known_commits(folder: Path, place: str) -> set[str]:
-    """Commits that a folder was downloaded from, as `huggingface_hub` writes down, or pushed as."""
+def _known_commits(folder: Path, place: str) -> set[str | None]:
+    """The commit from which a folder was downloaded, in the records of `huggingface_hub`, and the commit of its last push."""
     known = {(read_json(folder / RECORD_PATH) or {}).get(place), extract_commit_hash(str(folder / CONFIG_NAME), None)}
     for name in (CONFIG_NAME, ADAPTER_CONFIG_NAME):
         metadata = folder / ".cache" / "huggingface" / "download" / f"{name}.metadata"
@@ -360,7 +366,9 @@ def _push(
     dry_run: bool = False,
     replaces_all: bool = True,
 ) -> PushReport:
-    """Make the commit; `known` are the commits that may be built upon, `add_card` puts a model card into `staged`."""
+    """
+    Create the commit. Files may be replaced on top of the commits `known`. `add_card` writes a model card to `staged`.
+    """
     parent, is_new_branch = _find_parent(api, repo_id, revision)
     present = {} if parent is None else _list_files(api, repo_id, parent)
     if CARD_NAME not in present and not (staged / CARD_NAME).exists():
@@ -375,10 +383,10 @@ def _push(
     lost = sorted({*deletions, *(path for path in changed if path in present)})
     if lost and parent not in known and not (force or create_pr or is_new_branch):
         raise ValueError(
-            f"The newest commit of {repo_id}, branch {revision}, is {parent}, which this checkpoint does not come from, and "
-            f"{', '.join(lost[:3])}{f' and {len(lost) - 3} others' if len(lost) > 3 else ''} would be replaced. Look at it; if "
-            "that is meant, `push_checkpoint` and `push_to_hub` of `llm_asr.publishing.push` take `parent_commit` and `force`, "
-            "and `llm-asr push` takes `--parent` and `--force`. It stays in the history."
+            f"This checkpoint is not based on {parent}, the newest commit of {repo_id}, branch {revision}. The push would "
+            f"replace {', '.join(lost[:3])}{f' and {len(lost) - 3} others' if len(lost) > 3 else ''}. Look at that commit. To "
+            "replace its files, pass `parent_commit` or `force` to `push_checkpoint` or `push_to_hub` of "
+            "`llm_asr.publishing.push`, or `--parent` or `--force` to `llm-asr push`. The commit stays in the history."
         )
     report = PushReport(
         repo_id=repo_id,
@@ -395,7 +403,7 @@ def _push(
         parent, is_new_branch = _find_parent(api, repo_id, revision)
         report = replace(report, parent_commit=parent)
     if is_new_branch and not create_pr:
-        # The branch is made last, so that none is left if the upload fails.
+        # Create the branch after the upload, so that a failed upload leaves no branch behind.
         api.preupload_lfs_files(repo_id, changed.values(), free_memory=False)
         api.create_branch(repo_id, branch=revision, revision=parent, exist_ok=True)
     try:
@@ -411,14 +419,14 @@ def _push(
     except HfHubHTTPError as error:
         if error.response.status_code == 412:
             raise ValueError(
-                f"Somebody has pushed to {repo_id}, branch {revision}, meanwhile; look, and push again."
+                f"Somebody has pushed to {repo_id}, branch {revision}, meanwhile; look at that commit, and push again."
             ) from error
         raise
     return replace(report, commit=commit)
 
 
 def _find_parent(api: HfApi, repo_id: str, revision: str) -> tuple[str | None, bool]:
-    """The newest commit of a branch or, if there is no such branch yet, of `main`; and whether there is none."""
+    """The newest commit of a branch and `False`. If the branch does not exist, the newest commit of `main` and `True`."""
     try:
         return api.model_info(repo_id, revision=revision).sha, False
     except RevisionNotFoundError:
@@ -442,7 +450,7 @@ def _is_the_same(addition: CommitOperationAdd, present: RepoFile | None) -> bool
 
 
 def _is_large(addition: CommitOperationAdd) -> bool:
-    """Whether the Hub takes a file for one of LFS: it looks at its size and its first bytes."""
+    """Whether the Hub stores a file in LFS. The Hub decides by the size and the first bytes of the file."""
     return addition.upload_info.size > MAX_TEXT_SIZE or b"\0" in addition.upload_info.sample
 
 

@@ -1,4 +1,4 @@
-"""The package's code inside a published checkpoint, for those who have Transformers alone."""
+"""Adds the package's code to a published checkpoint, so that it loads without the package."""
 
 import json
 import os
@@ -10,13 +10,14 @@ from huggingface_hub.utils import validate_repo_id
 from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 from transformers.utils import CONFIG_NAME, PROCESSOR_NAME
 
+from ..atomic_writing import atomic_path
 from ..modeling.configuration_llm_asr import LlmAsrConfig
 from ..modeling.modeling_llm_asr import LlmAsrForConditionalGeneration, LlmAsrModel
 from ..processing.pipeline_llm_asr import LlmAsrPipeline
 from ..processing.processing_llm_asr import LlmAsrProcessor
 
 
-# What a published folder holds, by its name there.
+# The package's code files, by their names in a checkpoint.
 REMOTE_CODE = {
     source.name: source
     for package in ("llm_asr.modeling", "llm_asr.processing")
@@ -27,40 +28,41 @@ REMOTE_CODE = {
 
 def write_remote_code(folder: str | os.PathLike) -> list[str]:
     """
-    Put the package's code beside a checkpoint, which `trust_remote_code=True` then loads without the package.
+    Copy the package's code into the folder of a checkpoint. `trust_remote_code=True` then loads the checkpoint without the
+    package.
 
-    It is the code of the package that is imported, which is what the publisher has run, in place of any that was there.
-    Whoever imports the package loads the checkpoint by it, whatever code lies beside it.
+    The code is that of the imported package, with which the publisher ran the model. It replaces existing copies. A program
+    that imports the package uses the package's own code and ignores the copies.
 
-    What the configuration says of places on the publisher's machine is removed. Files are replaced, not written to, so that
-    nothing changes in another place that a link leads to.
+    The function removes paths on the publisher's machine from the configuration. It replaces files instead of writing to
+    them, so that the targets of links do not change.
 
     Args:
-        folder (`str` or `os.PathLike`): Where a model and its processor are saved.
+        folder (`str` or `os.PathLike`): Folder of a saved model with its processor.
 
     Returns:
-        `list[str]`: Names of the Python files in `folder`, sorted.
+        `list[str]`: Sorted names of the Python files in `folder`.
 
     Raises:
-        `ValueError`: If there is no LLM-ASR model with its processor in `folder`, if its tokenizer or feature extractor
-            needs code of its own, or if there are Python files that are not the package's. Nothing has been written then.
+        `ValueError`: If there is no LLM-ASR model with its processor in `folder`, its tokenizer or feature extractor needs
+            code of its own, or there are Python files that are not from the package. Nothing is written then.
     """
     folder = Path(folder)
     config = _read_json(folder / CONFIG_NAME)
     if config.get("model_type") != LlmAsrConfig.model_type:
         raise ValueError(
-            f"`folder` {str(folder)!r} holds a model of type {config.get('model_type')!r}; the code is that of "
-            f"{LlmAsrConfig.model_type!r}."
+            f"`folder` {str(folder)!r} holds a model of type {config.get('model_type')!r}; this package's code is for the "
+            f"type {LlmAsrConfig.model_type!r}."
         )
     processor_config = _read_json(folder / PROCESSOR_NAME)
     tokenizer_config = _read_json(folder / TOKENIZER_CONFIG_FILE)
     for name, settings in ((PROCESSOR_NAME, processor_config), (TOKENIZER_CONFIG_FILE, tokenizer_config)):
-        # The processor's is this package's, and is written below.
+        # The processor's own entry is written below.
         named = _auto_classes(settings) - {"AutoProcessor"}
         if named:
             raise ValueError(
                 f"{name} in `folder` {str(folder)!r} names code of its own for {sorted(named, key=str)}, which is not published; use a "
-                "tokenizer and a feature extractor that Transformers has."
+                "tokenizer and a feature extractor from Transformers."
             )
     others = [
         str(path.relative_to(folder))
@@ -69,7 +71,7 @@ def write_remote_code(folder: str | os.PathLike) -> list[str]:
     ]
     if others:
         raise ValueError(
-            f"`folder` {str(folder)!r} holds Python files that are not the package's: {sorted(others)}; move them away."
+            f"`folder` {str(folder)!r} holds Python files that are not from the package: {sorted(others)}; move them away."
         )
 
     config = _cleaned(config)
@@ -84,7 +86,7 @@ def write_remote_code(folder: str | os.PathLike) -> list[str]:
     processor_config["auto_map"] = {"AutoProcessor": _reference(LlmAsrProcessor)}
     for name, source in REMOTE_CODE.items():
         _replace(folder / name, source.read_bytes())
-    # Last: code is named only where it is.
+    # Write the configurations last, so that they never name missing code.
     for name, settings in ((PROCESSOR_NAME, processor_config), (CONFIG_NAME, config)):
         _replace(folder / name, (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode())
     return sorted(REMOTE_CODE)
@@ -95,13 +97,13 @@ def _reference(cls: type) -> str:
 
 
 def _auto_classes(settings: dict) -> set[str]:
-    """Auto classes that `settings`, or any part of them, name code for."""
+    """Auto classes for which `settings`, at any depth, name code."""
     named = set(settings.get("auto_map", ()))
     return named.union(*(_auto_classes(part) for part in settings.values() if isinstance(part, dict)))
 
 
 def _cleaned(settings: dict) -> dict:
-    """`settings` without what would run other code, and without where their parts lay on the publisher's machine."""
+    """Remove entries that name other code, and local paths of the parts."""
     return {
         name: _cleaned(value) if isinstance(value, dict) else value
         for name, value in settings.items()
@@ -129,9 +131,8 @@ def _read_json(path: Path) -> dict:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    written = path.with_name(f"{path.name}.tmp")
-    written.write_bytes(content)
-    written.replace(path)
+    with atomic_path(path) as written:
+        written.write_bytes(content)
 
 
 __all__ = ["REMOTE_CODE", "write_remote_code"]

@@ -1,4 +1,4 @@
-"""What of a folder is published, laid out as it will be on the Hub."""
+"""Selects the files of a folder to publish, and lays them out as on the Hub."""
 
 import json
 import re
@@ -15,12 +15,13 @@ from transformers.utils import (
 from ..modeling.checkpoint_safety import CHECKSUMS_NAME, check_checksums
 from ..modeling.slim_checkpoint import ADAPTER_FOLDER
 from ..processing.processing_llm_asr import LlmAsrProcessor
-from .checkpoint_forms import find_form, write_checksums
+from .checkpoint_forms import find_form
+from .checksums import write_checksums
 from .inspect import CARD_NAME, find_all_weights, read_json
 from .remote_code import REMOTE_CODE, write_remote_code
 
 
-# What a checkpoint consists of. A training run leaves much else beside it, among it pickled files.
+# Files of a checkpoint. A training run writes many other files to the same folder, some of them pickled.
 CHECKPOINT_FILES = (
     CONFIG_NAME,
     "generation_config.json",
@@ -45,10 +46,10 @@ PICTURE = re.compile(r"!\[[^\]]*\]\(([^)\s/]+\.(?:png|svg|jpg))\)")
 
 def stage_checkpoint(folder: Path, staged: Path) -> None:
     """
-    Make in `staged` what a checkpoint is to be on the Hub, with links in place of copies.
+    Lay out a checkpoint in `staged` as on the Hub, with links instead of copies.
 
     Raises:
-        `ValueError`: If the checkpoint is not whole, or could not be loaded on another machine.
+        `ValueError`: If the checkpoint is incomplete, or cannot be loaded on another machine.
     """
     form = find_form(folder)
     _check_references(folder, form)
@@ -60,16 +61,16 @@ def stage_checkpoint(folder: Path, staged: Path) -> None:
     if not (staged / CHECKSUMS_NAME).exists():
         write_checksums(staged)
     if form != "adapter":
-        # An adapter is loaded by the code of its base.
+        # An adapter is loaded with the code of its base.
         write_remote_code(staged)
 
 
 def _check_references(folder: Path, form: str) -> None:
     references = {}
     if form == "slim":
-        references = read_json(folder / CONFIG_NAME)["backbones"]
+        references = _read_settings(folder / CONFIG_NAME)["backbones"]
     elif form == "adapter":
-        settings = read_json(folder / ADAPTER_CONFIG_NAME)
+        settings = _read_settings(folder / ADAPTER_CONFIG_NAME)
         references["base"] = {
             "name_or_path": settings["base_model_name_or_path"],
             "revision": settings.get("revision"),
@@ -78,13 +79,21 @@ def _check_references(folder: Path, form: str) -> None:
         if reference["revision"] is None:
             argument = "base" if part == "base" else f'backbones={{"{part}": ...}}'
             raise ValueError(
-                f"The {part} of this {form} checkpoint is {reference['name_or_path']!r} on this machine, or is not pinned to a "
-                f'commit; save it again with `{argument}` naming what is on the Hub, or push it with `form="full"`.'
+                f"The {part} of this {form} checkpoint, {reference['name_or_path']!r}, is a folder on this machine or is not "
+                f"pinned to a commit. Save the checkpoint again with `{argument}` for a checkpoint on the Hub, or push it "
+                'with `form="full"`.'
             )
 
 
+def _read_settings(path: Path) -> dict:
+    settings = read_json(path)
+    if settings is None:
+        raise FileNotFoundError(f"{path} does not exist; save the checkpoint again.")
+    return settings
+
+
 def link_parts(folder: Path, staged: Path, weights: Collection[str] | None = None) -> None:
-    """Link the files of a checkpoint, and no safetensors files but `weights` if they are given; its code is not linked."""
+    """Link the files of a checkpoint without its code. If `weights` is given, link no other safetensors files."""
     staged.mkdir(exist_ok=True)
     for path in folder.iterdir():
         unused = weights is not None and ".safetensors" in path.name and path.name not in weights
@@ -93,7 +102,7 @@ def link_parts(folder: Path, staged: Path, weights: Collection[str] | None = Non
 
 
 def is_part(path: str) -> bool:
-    """Whether a file of this path, within a repository, belongs to a checkpoint, its code included."""
+    """Whether the file at `path` in a repository belongs to a checkpoint or to its code."""
     name = path.removeprefix(f"{ADAPTER_FOLDER}/")
     return "/" not in name and (name in REMOTE_CODE or _is_checkpoint_file(name))
 
@@ -103,8 +112,8 @@ def _is_checkpoint_file(name: str) -> bool:
 
 
 def add_processor_code(staged: Path) -> None:
-    """Do for a processor alone what [`write_remote_code`] does for a model with its processor."""
-    settings = read_json(staged / PROCESSOR_NAME)
+    """Add the package's code to a processor without a model. [`write_remote_code`] does this for a model with a processor."""
+    settings = _read_settings(staged / PROCESSOR_NAME)
     settings["auto_map"] = {
         "AutoProcessor": f"{LlmAsrProcessor.__module__.rpartition('.')[2]}.{LlmAsrProcessor.__name__}"
     }
@@ -115,13 +124,13 @@ def add_processor_code(staged: Path) -> None:
 
 
 def stage_documents(folder: Path, staged: Path) -> None:
-    """Link the model card, the pictures that it shows, and licences."""
+    """Link the model card, its pictures, and licences."""
     names = [path.name for path in folder.iterdir() if any(fnmatch(path.name, pattern) for pattern in DOCUMENTS)]
     if CARD_NAME in names:
         names += sorted(set(PICTURE.findall((folder / CARD_NAME).read_text(encoding="utf-8"))))
     for name in names:
         if not (folder / name).is_file():
-            raise ValueError(f"{folder / CARD_NAME} shows {name}, which is not there; make the card again.")
+            raise ValueError(f"{folder / CARD_NAME} shows {name}, which does not exist; write the card again.")
         (staged / name).symlink_to((folder / name).resolve())
 
 

@@ -1,4 +1,4 @@
-"""How many requests are in the house; those beyond are turned away at the door."""
+"""Limits the number of requests in progress and rejects the rest with 429."""
 
 import math
 import time
@@ -11,10 +11,10 @@ from .errors import ApiError
 
 class Admission:
     """
-    Counts requests.
+    Counts the requests in progress.
 
     Args:
-        max_requests (`int`): Let in at a time.
+        max_requests (`int`): Largest number of requests in progress.
     """
 
     def __init__(self, max_requests: int):
@@ -25,8 +25,10 @@ class Admission:
     @contextmanager
     def enter(self) -> Iterator[None]:
         """
+        Count one request as in progress while the context lasts.
+
         Raises:
-            `ApiError`: 429, if there is no room.
+            `ApiError`: 429, if `max_requests` are in progress.
         """
         if self.num_requests >= self.max_requests:
             raise ApiError(
@@ -45,7 +47,7 @@ class Admission:
 
     @property
     def retry_after(self) -> int:
-        """Seconds after which one is likely to have left: as long as one has stayed lately, by the number inside."""
+        """Seconds until a request is likely to end: the mean duration of recent requests divided by `max_requests`."""
         if not self._durations:
             return 1
         mean = sum(self._durations) / len(self._durations)

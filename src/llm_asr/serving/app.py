@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -36,8 +38,8 @@ class Server:
     Args:
         transcriber ([`Transcriber`])
         settings ([`ServerSettings`])
-        model_names (`tuple[str, ...]`): What clients may call the model.
-        default_temperature (`float`): Where a client names none.
+        model_names (`tuple[str, ...]`): Names that clients may use for the model.
+        default_temperature (`float`): Temperature of requests that do not set one.
     """
 
     def __init__(
@@ -67,11 +69,17 @@ class Server:
                 Route("/health", self.show_health, methods=["GET"]),
                 Route("/metrics", self.show_metrics, methods=["GET"]),
             ],
-            exception_handlers={
-                ApiError: _answer_error,
-                HTTPException: _answer_http_error,
-                Exception: _answer_failure,
-            },
+            exception_handlers=dict.fromkeys((ApiError, HTTPException, Exception), _answer_error),
+            middleware=[
+                Middleware(
+                    CORSMiddleware,
+                    allow_origins=self.settings.cors_origins,
+                    allow_methods=["GET", "POST"],
+                    allow_headers=["Authorization", "Content-Type"],
+                )
+            ]
+            if self.settings.cors_origins
+            else [],
             lifespan=self._lifespan,
         )
 
@@ -86,12 +94,12 @@ class Server:
     def authorize(self, request: Request) -> None:
         """
         Raises:
-            `ApiError`: 401, if a key is wanted, and this is not it.
+            `ApiError`: 401, if the server has a key and the request does not send it.
         """
         if self.settings.api_key is None:
             return
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        # In constant time, lest it be guessed byte by byte.
+        # The comparison takes constant time, so that its duration reveals nothing about the key.
         is_key = hmac.compare_digest(key.strip().encode(), self.settings.api_key.encode())
         if scheme.lower() != "bearer" or not is_key:
             raise ApiError(
@@ -117,7 +125,7 @@ class Server:
 
     async def show_health(self, request: Request) -> Response:
         try:
-            await self.transcriber.engine.check_health()
+            await self.transcriber.check_health()
         except EngineDeadError as error:
             raise ApiError(503, str(error), code="engine_dead") from error
         return JSONResponse({"status": "ok"})
@@ -127,8 +135,10 @@ class Server:
 
     async def transcribe(self, request: Request, send: Send) -> None:
         """
+        Transcribe the uploaded recording and send the response.
+
         Raises:
-            `ApiError`: Before anything has been sent.
+            `ApiError`: If the request fails before the response has started.
         """
         self.authorize(request)
         with self.admission.enter():
@@ -163,16 +173,18 @@ class Server:
 
     async def _stream(self, job: Job, parameters: TranscriptionParameters, send: Send) -> None:
         """
-        Nothing is sent before something is known: until then a failure has a status of its own. From then on, it is an
-        event.
+        Send the text as server-sent events.
+
+        The response starts with the first text. An earlier error is answered with its own HTTP status. A later error is
+        sent as an event.
         """
         parts: asyncio.Queue[str | None] = asyncio.Queue()
         run = asyncio.create_task(self._run(job, parts.put_nowait))
         run.add_done_callback(lambda _: parts.put_nowait(None))
         try:
             text = await parts.get()
-            if text is None and run.exception() is not None:
-                raise run.exception()
+            if text is None and (failure := run.exception()) is not None:
+                raise failure
             headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             while text is not None:
@@ -185,7 +197,7 @@ class Server:
             except ApiError as error:
                 last = error_event(error.body)
             except Exception:
-                logger.exception("A transcription failed half-way.")
+                logger.exception("A transcription failed after its response had started.")
                 last = error_event(_internal_error().body)
             await _send_event(last, send)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -194,7 +206,7 @@ class Server:
 
 
 class _Endpoint:
-    """`POST /v1/audio/transcriptions` as an ASGI application, which knows when its client leaves."""
+    """`POST /v1/audio/transcriptions` as an ASGI application, which can detect that the client disconnects."""
 
     def __init__(self, server: Server):
         self.server = server
@@ -225,10 +237,10 @@ class _Endpoint:
 
 async def _while_connected(work: Coroutine, receive: Receive) -> None:
     """
-    Do `work` unless the client leaves.
+    Await `work`, and cancel it if the client disconnects.
 
     Raises:
-        `ClientDisconnect`: If it does.
+        `ClientDisconnect`: If the client disconnects first.
     """
 
     async def wait_for_disconnect() -> None:
@@ -257,19 +269,15 @@ async def _send_event(event: bytes, send: Send) -> None:
 
 
 def _internal_error() -> ApiError:
-    # What went wrong is for the log: it may name files, or quote what someone said.
+    # The details go to the log only: they may contain file names or parts of a transcript.
     return ApiError(500, "The server failed to answer; its log says why.", code="internal_error")
 
 
-async def _answer_error(request: Request, error: ApiError) -> Response:
-    return error.response()
-
-
-async def _answer_http_error(request: Request, error: HTTPException) -> Response:
-    response = ApiError(error.status_code, f"{error.detail}: {request.method} {request.url.path}").response()
-    response.headers.update(error.headers or {})
-    return response
-
-
-async def _answer_failure(request: Request, error: Exception) -> Response:
+async def _answer_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, ApiError):
+        return error.response()
+    if isinstance(error, HTTPException):
+        response = ApiError(error.status_code, f"{error.detail}: {request.method} {request.url.path}").response()
+        response.headers.update(error.headers or {})
+        return response
     return _internal_error().response()

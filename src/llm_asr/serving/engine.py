@@ -1,7 +1,7 @@
-"""What continues prompt embeddings: the one thing that the server asks of an engine."""
+"""The interface of an engine, which continues prompt embeddings with the language model."""
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from transformers import GenerationConfig
@@ -12,11 +12,11 @@ from ..publishing.front_end import PromptEmbeds
 @dataclass(frozen=True)
 class Decoding:
     """
-    How one prompt is to be continued; all else is as the checkpoint's `generation_config` says.
+    Decoding settings of one prompt. The checkpoint's `generation_config` sets all others.
 
     Args:
-        temperature (`float`): Zero is greedy decoding.
-        output_confidence (`bool`): Whether log-probabilities are wanted.
+        temperature (`float`): Sampling temperature; zero means greedy decoding.
+        output_confidence (`bool`): Whether to return log-probabilities.
     """
 
     temperature: float
@@ -27,10 +27,11 @@ class Decoding:
 class NewTokens:
     """
     Attributes:
-        ids (`list[int]`): Tokens that have been written since the last time, the end of the sequence among them.
-        logprobs (`list[float]`, *optional*): Natural logarithm of the probability of each, if wanted.
-        no_speech_prob (`float`, *optional*): With the first tokens, if wanted: the probability that the first token ends the
-            sequence; see [`Confidence`].
+        ids (`list[int]`): New tokens since the previous `NewTokens`, including the end-of-sequence token.
+        logprobs (`list[float]`, *optional*): Natural logarithm of the probability of each token, if
+            `output_confidence` is set.
+        no_speech_prob (`float`, *optional*): Probability that the first token ends the sequence; see [`Confidence`]. Only
+            the first `NewTokens` of a prompt has it, and only if `output_confidence` is set.
     """
 
     ids: list[int]
@@ -39,13 +40,13 @@ class NewTokens:
 
 
 def end_token_ids(config: GenerationConfig) -> list[int]:
-    """Tokens that end a sequence, of which a checkpoint may name one or several."""
+    """Tokens that end a sequence. A checkpoint may name one as an integer or several as a list."""
     ids = config.eos_token_id
     return ids if isinstance(ids, list) else [ids]
 
 
 class EngineDeadError(RuntimeError):
-    """The engine has stopped, and will not come back without a restart."""
+    """The engine has stopped. Only a restart of the server brings it back."""
 
 
 class Engine(ABC):
@@ -53,7 +54,7 @@ class Engine(ABC):
     Continues prompt embeddings with the exported language model.
 
     Attributes:
-        max_length (`int`): Embeddings of the prompt and new tokens together, at most.
+        max_length (`int`): Largest sum of prompt embeddings and new tokens.
     """
 
     max_length: int
@@ -64,20 +65,20 @@ class Engine(ABC):
 
     @abstractmethod
     async def stop(self) -> None:
-        """Let go of everything."""
+        """Stop the model and release its resources."""
 
     @abstractmethod
-    def generate(self, prompt: PromptEmbeds, decoding: Decoding) -> AsyncIterator[NewTokens]:
+    def generate(self, prompt: PromptEmbeds, decoding: Decoding) -> AsyncGenerator[NewTokens, None]:
         """
-        Tokens as they are written, up to `prompt.max_new_tokens`. Whoever stops iterating cancels.
+        Generate up to `prompt.max_new_tokens` tokens. Closing the generator cancels the generation.
 
         Raises:
-            `EngineDeadError`: If nothing can be written any more.
+            `EngineDeadError`: If the engine has stopped.
         """
 
     @abstractmethod
     async def check_health(self) -> None:
         """
         Raises:
-            `EngineDeadError`: If nothing can be written any more.
+            `EngineDeadError`: If the engine has stopped.
         """

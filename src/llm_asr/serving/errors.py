@@ -1,18 +1,18 @@
-"""Errors in the shape in which OpenAI's API reports them, which its clients turn into exceptions."""
+"""Errors in the format of OpenAI's API. Its clients turn them into exceptions."""
 
 from starlette.responses import JSONResponse
 
 
 class ApiError(Exception):
     """
-    A request is refused, or has failed.
+    A request is rejected or has failed.
 
     Args:
-        status (`int`): Of HTTP.
-        message (`str`): For the one who wrote the request.
-        param (`str`, *optional*): The form field it is about.
-        code (`str`, *optional*): For programs to tell errors apart.
-        headers (`dict[str, str]`, *optional*): Of the response.
+        status (`int`): HTTP status.
+        message (`str`): Explanation for the author of the request.
+        param (`str`, *optional*): Form field that caused the error.
+        code (`str`, *optional*): Machine-readable name of the error.
+        headers (`dict[str, str]`, *optional*): Headers of the response.
     """
 
     def __init__(

@@ -18,11 +18,13 @@ def make_response(
     transcriber: Transcriber, transcript: Transcript, parameters: TranscriptionParameters, temperature: float
 ) -> Response:
     """
+    The HTTP response for a finished transcript.
+
     Args:
-        transcriber ([`Transcriber`]): Which has made it.
+        transcriber ([`Transcriber`]): The transcriber that produced `transcript`.
         transcript ([`Transcript`])
-        parameters ([`TranscriptionParameters`]): As it was asked for.
-        temperature (`float`): At which it was written.
+        parameters ([`TranscriptionParameters`]): Parameters of the request.
+        temperature (`float`): Sampling temperature of the transcript.
     """
     result = transcriber.join(transcript, parameters.language, return_timestamps=True)
     if parameters.response_format in WRITERS:
@@ -69,19 +71,19 @@ def _segment(number: int, chunk: dict, transcriber: Transcriber, temperature: fl
 
 
 def delta_event(text: str) -> bytes:
-    """A server-sent event: `text` has been added."""
+    """A server-sent event that adds `text` to the transcript."""
     return _event({"type": "transcript.text.delta", "delta": text})
 
 
 def done_event(text: str, transcript: Transcript) -> bytes:
-    """A server-sent event: this is all."""
+    """The last server-sent event of a stream, with the complete text."""
     read, written = transcript.num_prompt_tokens, transcript.num_new_tokens
     usage = {"type": "tokens", "input_tokens": read, "output_tokens": written, "total_tokens": read + written}
     return _event({"type": "transcript.text.done", "text": text, "usage": usage})
 
 
 def error_event(body: dict) -> bytes:
-    """A server-sent event: it has failed half-way."""
+    """The last server-sent event of a stream that has failed."""
     return _event(body)
 
 

@@ -1,4 +1,4 @@
-"""The front end at work: segments of speech in, prompt embeddings out, in dynamic batches."""
+"""Runs the front end: turns segments of speech into prompt embeddings in dynamic batches."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers.feature_extraction_utils import BatchFeature
 
+from ..processing.cpu_precision import cast_slow_weights
 from ..processing.processing_llm_asr import LlmAsrProcessor
 from ..processing.segmentation import Segment
 from ..publishing.front_end import LlmAsrFrontEnd, PromptEmbeds
@@ -18,14 +19,16 @@ from .settings import ServerSettings
 
 class FrontEndRunner:
     """
-    Features are extracted for each segment by itself, in threads; what follows is computed in batches, on one device.
+    Extracts the features of each segment in a thread of its own. Speech encoder and projector run in batches on one
+    device.
 
     Args:
-        folder (`Path`): The exported front end.
-        dtype (`str`): Of its weights; `"auto"` for that in which they were saved.
-        device (`torch.device`): Where it is to run.
+        folder (`Path`): Folder of the exported front end.
+        dtype (`str`): Dtype of the weights. `"auto"` means the dtype in which they were saved, or float32 if that dtype is
+            slow on the CPU.
+        device (`torch.device`): Device of the model.
         settings ([`ServerSettings`]): Sizes of batches.
-        on_batch (`Callable[[int], None]`): Told the number of segments of each batch.
+        on_batch (`Callable[[int], None]`): Called with the number of segments of each batch.
     """
 
     def __init__(
@@ -38,6 +41,9 @@ class FrontEndRunner:
     ):
         self.processor = LlmAsrProcessor.from_pretrained(folder)
         self.model = LlmAsrFrontEnd.from_pretrained(folder, dtype=dtype).to(device).eval()
+        self.processor.check_model(self.model.config)
+        if dtype == "auto":
+            cast_slow_weights(self.model)
         self._extractors = ThreadPoolExecutor(thread_name_prefix="features")
         self._executor = ThreadPoolExecutor(1, "front-end")
         self.batcher: DynamicBatcher[BatchFeature, PromptEmbeds] = DynamicBatcher(
@@ -60,12 +66,12 @@ class FrontEndRunner:
 
     async def encode(self, segment: Segment, language: str | None, prompt: str | None) -> PromptEmbeds:
         """
-        What the language model is to continue.
+        The prompt embeddings that the language model continues.
 
         Args:
-            segment ([`Segment`]): No longer than the speech encoder takes.
-            language (`str`, *optional*): Code or English name. Without it the model is to name the language.
-            prompt (`str`, *optional*): Context.
+            segment ([`Segment`]): Must not be longer than the speech encoder's limit.
+            language (`str`, *optional*): Code or English name of the language. By default the model identifies it.
+            prompt (`str`, *optional*): Context for the language model.
         """
         loop = asyncio.get_running_loop()
         inputs = await loop.run_in_executor(
@@ -82,7 +88,7 @@ class FrontEndRunner:
 
 
 def pad_rows(rows: list[torch.Tensor]) -> torch.Tensor:
-    """Tensors of one row each in a batch, padded with zeros at the end of every axis, where their masks are zero too."""
+    """Stack tensors and pad them with zeros at the end of every axis. The padding of a mask is zero too, as it must be."""
     sizes = [max(lengths) for lengths in zip(*(row.shape for row in rows), strict=True)]
     padded = []
     for row in rows:

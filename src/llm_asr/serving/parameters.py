@@ -1,4 +1,4 @@
-"""The form fields of a transcription request, checked."""
+"""Reads and checks the form fields of a transcription request."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ FIELDS = (
 class TranscriptionParameters:
     """
     Attributes:
-        language (`str`, *optional*): English name.
-        prompt (`str`, *optional*): Context.
-        temperature (`float`, *optional*): As the checkpoint has it, if absent.
+        language (`str`, *optional*): English name of the language.
+        prompt (`str`, *optional*): Context for the language model.
+        temperature (`float`, *optional*): Sampling temperature. `None` means the server's default.
         response_format (`str`): One of `RESPONSE_FORMATS`.
-        granularities (`tuple[str, ...]`): Of the times in `verbose_json`, each one of `GRANULARITIES`.
-        stream (`bool`): Whether text is sent as it is written.
+        granularities (`tuple[str, ...]`): Units that get times in `verbose_json`, each one of `GRANULARITIES`.
+        stream (`bool`): Whether to send the text while it is generated.
     """
 
     language: str | None
@@ -43,14 +43,16 @@ def read_parameters(
     fields: list[tuple[str, str]], model_names: tuple[str, ...], processor: LlmAsrProcessor, has_word_times: bool
 ) -> TranscriptionParameters:
     """
+    Read the form fields of a request.
+
     Args:
-        fields (`list[tuple[str, str]]`): Names and values, as they were sent.
-        model_names (`tuple[str, ...]`): Names that the model goes by.
-        processor ([`LlmAsrProcessor`]): Of the model.
-        has_word_times (`bool`): Whether its projector can tell when words were spoken.
+        fields (`list[tuple[str, str]]`): Names and values of the form fields.
+        model_names (`tuple[str, ...]`): Names of the model.
+        processor ([`LlmAsrProcessor`]): The model's processor.
+        has_word_times (`bool`): Whether the model's projector gives the times of words.
 
     Raises:
-        `ApiError`: If a field is not known or not possible.
+        `ApiError`: If a field is unknown or its value is invalid.
     """
     values: dict[str, list[str]] = defaultdict(list)
     for name, value in fields:
@@ -65,7 +67,7 @@ def read_parameters(
     if single.get("model", model_names[0]) not in model_names:
         raise ApiError(
             404,
-            f"The model {single['model']!r} does not exist; served is {', '.join(model_names)}.",
+            f"The model {single['model']!r} does not exist; this server has {', '.join(model_names)}.",
             "model",
             "model_not_found",
         )
@@ -105,7 +107,7 @@ def _language(single: dict[str, str], processor: LlmAsrProcessor) -> str | None:
 def _prompt(single: dict[str, str], processor: LlmAsrProcessor) -> str | None:
     prompt = single.get("prompt")
     try:
-        # As it will be rendered; the recording is not read.
+        # Rendering the request checks the prompt without reading a recording.
         processor.apply_transcription_request("", prompt=prompt, tokenize=False)
     except ValueError as error:
         raise ApiError(400, str(error), "prompt") from error
@@ -137,7 +139,7 @@ def _granularities(given: list[str], response_format: str, has_word_times: bool)
     if "word" in given and not has_word_times:
         raise ApiError(
             400,
-            "This model does not know when words were spoken (its projector has no CIF); ask for 'segment'.",
+            "This model cannot give the times of words, because its projector has no CIF; request 'segment'.",
             "timestamp_granularities",
         )
     return tuple(dict.fromkeys(given)) or ("segment",)

@@ -1,34 +1,33 @@
-"""An uploaded file as segments of speech."""
+"""Splits an uploaded file into segments of speech."""
 
 from collections.abc import Iterator
 
 import numpy as np
-import soundfile
 
 from ..processing.audio import stream_audio
-from ..processing.container_audio import ContainerError
+from ..processing.audio_files import UnreadableAudioError
 from ..processing.pipeline_llm_asr import DEFAULT_CHUNK_LENGTH_S
 from ..processing.processing_llm_asr import LlmAsrProcessor
 from ..processing.segmentation import Segment, read_segments
 
 
 class UnusableRecordingError(ValueError):
-    """What was sent is no recording, or one that is not taken; the message says why."""
+    """The upload is not a recording, or the server does not accept it. The message says why."""
 
 
 class SegmentReader:
     """
-    Iterates over the segments of a recording, as [`LlmAsrPipeline`] makes them: the recording as a whole, if it is no longer
-    than the speech encoder takes, or split at silences while it is read.
+    Iterates over the segments of a recording, with the same boundaries as [`LlmAsrPipeline`]. A recording within the speech
+    encoder's limit is one segment. A longer recording is split at silences while it is read.
 
     Args:
-        contents (`bytes`): Of an audio file.
-        processor ([`LlmAsrProcessor`]): Of the model.
+        contents (`bytes`): Contents of an audio file.
+        processor ([`LlmAsrProcessor`]): The model's processor.
         max_recording_s (`float`): Longest recording, in seconds.
         vad (`str`): See [`split_at_silences`].
 
     Attributes:
-        duration (`float`): Seconds that have been read.
+        duration (`float`): Seconds of audio read so far.
     """
 
     def __init__(self, contents: bytes, processor: LlmAsrProcessor, max_recording_s: float, vad: str):
@@ -45,15 +44,15 @@ class SegmentReader:
     def __iter__(self) -> Iterator[Segment]:
         """
         Raises:
-            `UnusableRecordingError`: As soon as it shows.
+            `UnusableRecordingError`: At the first part of the recording that cannot be used.
         """
         try:
             yield from self._segments()
         except ValueError as error:
-            if isinstance(error.__cause__, (ContainerError, soundfile.LibsndfileError)):
+            if isinstance(error, UnreadableAudioError):
                 raise UnusableRecordingError(
-                    f"The file cannot be read: {error.__cause__.error_string} Is it an audio file? WAV, FLAC, OGG, OPUS, "
-                    "MP3, M4A and WebM are taken; convert others first."
+                    f"The file cannot be read: {error.error_string} Is it an audio file? The server reads WAV, FLAC, OGG, "
+                    "OPUS, MP3, M4A and WebM; convert other formats first."
                 ) from error
             raise UnusableRecordingError(str(error)) from error
 
@@ -68,9 +67,9 @@ class SegmentReader:
     def _counted(self, blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         for block in blocks:
             self.num_samples += len(block)
-            # By what is read, not by what a header says: a megabyte of FLAC may hold days of silence.
+            # Count the samples that were read: a header may be wrong, and a megabyte of FLAC can hold days of silence.
             if self.duration > self.max_recording_s:
                 raise UnusableRecordingError(
-                    f"The recording is longer than the {self.max_recording_s:g} s that are taken; split it."
+                    f"The recording is longer than the limit of {self.max_recording_s:g} s; split it."
                 )
             yield block

@@ -1,4 +1,4 @@
-"""From an uploaded recording to its transcript: segments through the front end and the engine, many at a time."""
+"""Transcribes uploaded recordings: sends their segments through the front end and the engine concurrently."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..processing.pipeline_llm_asr import join_pieces
+from ..processing.processing_llm_asr import LlmAsrProcessor
 from ..processing.segmentation import Segment
-from .engine import Decoding, Engine, NewTokens
+from .engine import Decoding, Engine, EngineDeadError, NewTokens
 from .front_end_runner import FrontEndRunner
 from .metrics import Metrics
 from .recordings import SegmentReader, UnusableRecordingError
@@ -17,24 +18,24 @@ from .settings import ServerSettings
 from .text_stream import TextStream
 
 
-# Where the checkpoint sets no limit; without one, a transcript that never ends would fill the context.
+# The limit for checkpoints that set none. Without a limit, a transcript that never ends would fill the context.
 DEFAULT_MAX_NEW_TOKENS = 1024
 
 
 class PromptTooLongError(ValueError):
-    """The context leaves no room for a transcript."""
+    """Prompt and recording leave no room for a transcript."""
 
 
 @dataclass
 class Request:
     """
-    What is to be transcribed, and how.
+    A recording and the settings of its transcription.
 
     Args:
         recording (`bytes`): Contents of an audio file.
         language (`str`, *optional*): English name of the language.
-        prompt (`str`, *optional*): Context.
-        decoding ([`Decoding`]): For the engine.
+        prompt (`str`, *optional*): Context for the language model.
+        decoding ([`Decoding`]): Decoding settings for the engine.
     """
 
     recording: bytes
@@ -47,9 +48,10 @@ class Request:
 class Transcript:
     """
     Attributes:
-        pieces (`list[dict]`): What has been found in each segment; see [`join_pieces`].
-        duration (`float`): Seconds of the recording.
-        num_prompt_tokens, num_new_tokens (`int`): Embeddings that the language model has read, and tokens it has written.
+        pieces (`list[dict]`): Result of each segment; see [`join_pieces`].
+        duration (`float`): Duration of the recording in seconds.
+        num_prompt_tokens (`int`): Number of prompt embeddings of all segments.
+        num_new_tokens (`int`): Number of generated tokens of all segments.
     """
 
     pieces: list[dict] = field(default_factory=list)
@@ -60,11 +62,11 @@ class Transcript:
 
 @dataclass
 class Run:
-    """A segment that is worked on."""
+    """A segment in progress."""
 
     segment: Segment
-    # Ends with `None`.
-    tokens: asyncio.Queue = field(default_factory=asyncio.Queue)
+    # `None` marks the end.
+    tokens: asyncio.Queue[NewTokens | None] = field(default_factory=asyncio.Queue)
     alphas: np.ndarray | None = None
     num_prompt_tokens: int = 0
 
@@ -85,11 +87,11 @@ class Transcriber:
         self.metrics = metrics
 
     @property
-    def processor(self):
+    def processor(self) -> LlmAsrProcessor:
         return self.front_end.processor
 
     async def start(self) -> None:
-        """Load what is not loaded yet, and transcribe a second of noise, for which the first client would wait otherwise."""
+        """Load the engine and transcribe a second of noise, so that the first request does not wait for the warm-up."""
         await self.engine.start()
         self.front_end.start()
         noise = np.random.default_rng(0).normal(0, 0.1, self.processor.sampling_rate).astype(np.float32)
@@ -100,20 +102,31 @@ class Transcriber:
         await self.front_end.stop()
         await self.engine.stop()
 
+    async def check_health(self) -> None:
+        """
+        Raises:
+            `EngineDeadError`: If the front end or the engine has stopped.
+        """
+        if not self.front_end.batcher.is_running:
+            raise EngineDeadError("The front end has stopped; restart the server.")
+        await self.engine.check_health()
+
     async def transcribe(self, request: Request, on_text: Callable[[str], None] | None = None) -> Transcript:
         """
+        Transcribe a recording.
+
         Args:
             request ([`Request`])
-            on_text (`Callable[[str], None]`, *optional*): Told each part of the text as soon as it is known.
+            on_text (`Callable[[str], None]`, *optional*): Called with each new part of the text.
 
         Raises:
-            `UnusableRecordingError`: If it is no recording, or one that is not taken.
-            `PromptTooLongError`: If there is no room for the context.
-            `EngineDeadError`: If there is no engine any more.
+            `UnusableRecordingError`: If the upload is not a recording, or the server does not accept it.
+            `PromptTooLongError`: If prompt and recording leave no room for a transcript.
+            `EngineDeadError`: If the engine has stopped.
         """
         transcript = Transcript()
         reader = SegmentReader(request.recording, self.processor, self.settings.max_recording_s, self.settings.vad)
-        stream = TextStream(self.processor, request.language)
+        stream = TextStream(self.processor)
         runs: asyncio.Queue[Run | None] = asyncio.Queue(self.settings.segments_per_request)
         try:
             async with asyncio.TaskGroup() as group:
@@ -123,7 +136,7 @@ class Transcriber:
                     transcript.num_prompt_tokens += run.num_prompt_tokens
                     transcript.num_new_tokens += len(transcript.pieces[-1]["tokens"][0])
         except BaseExceptionGroup as errors:
-            # The others are those who were cancelled for it.
+            # The first error is the cause. The group cancelled its other tasks because of it.
             raise errors.exceptions[0] from None
         transcript.duration = reader.duration
         return transcript
@@ -131,7 +144,7 @@ class Transcriber:
     async def _begin_runs(
         self, reader: SegmentReader, request: Request, group: asyncio.TaskGroup, runs: asyncio.Queue
     ) -> None:
-        """Read the recording, no further ahead than what is worked on."""
+        """Read the recording and start a run for each segment. A full `runs` queue pauses the reading."""
         async for segment in iterate_in_thread(reader):
             run = Run(segment)
             await runs.put(run)
@@ -145,8 +158,8 @@ class Transcriber:
         run.num_prompt_tokens = len(prompt.inputs_embeds)
         if run.num_prompt_tokens >= self.engine.max_length:
             raise PromptTooLongError(
-                f"`prompt` is too long: with the recording it has {run.num_prompt_tokens} tokens, and the language model "
-                f"takes {self.engine.max_length}."
+                f"`prompt` is too long: with the recording it has {run.num_prompt_tokens} tokens, and the limit of the "
+                f"language model is {self.engine.max_length}."
             )
         run.alphas = None if prompt.alphas is None else prompt.alphas.float().cpu().numpy()
         async with aclosing(self.engine.generate(prompt, request.decoding)) as tokens:
@@ -156,28 +169,30 @@ class Transcriber:
         run.tokens.put_nowait(None)
 
     async def _finish(self, run: Run, stream: TextStream, on_text: Callable[[str], None] | None) -> dict:
-        written = NewTokens([], logprobs=[])
+        ids: list[int] = []
+        logprobs: list[float] = []
+        no_speech_prob = None
         stream.begin_segment()
         while (new := await run.tokens.get()) is not None:
-            written.ids += new.ids
-            written.logprobs += new.logprobs or []
+            ids += new.ids
+            logprobs += new.logprobs or []
             if new.no_speech_prob is not None:
-                written.no_speech_prob = new.no_speech_prob
+                no_speech_prob = new.no_speech_prob
             if on_text is not None and (text := stream.add(new.ids)):
                 on_text(text)
         if on_text is not None and (text := stream.end_segment()):
             on_text(text)
-        piece = {
-            "tokens": [written.ids],
+        piece: dict = {
+            "tokens": [ids],
             "has_speech": True,
             "start": run.segment.start,
             "end": run.segment.end,
         }
         if run.alphas is not None:
             piece["alphas"] = run.alphas[None]
-        if written.logprobs:
-            piece["avg_logprobs"] = [sum(written.logprobs) / len(written.logprobs)]
-            piece["no_speech_probs"] = [written.no_speech_prob]
+        if logprobs:
+            piece["avg_logprobs"] = [sum(logprobs) / len(logprobs)]
+            piece["no_speech_probs"] = [no_speech_prob]
         return piece
 
     def join(self, transcript: Transcript, language: str | None, return_timestamps: bool | str) -> dict:
@@ -192,9 +207,9 @@ class Transcriber:
 
 
 async def iterate_in_thread(iterable) -> AsyncIterator:
-    """Its items, each of which may take a while."""
+    """Iterate over `iterable` in a thread, so that a slow item does not block the event loop."""
     iterator = iter(iterable)
-    # A thread cannot hand on `StopIteration`.
+    # A future cannot raise `StopIteration`, so `None` marks the end.
     while (item := await asyncio.to_thread(next, iterator, None)) is not None:
         yield item
 

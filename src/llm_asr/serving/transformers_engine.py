@@ -1,7 +1,8 @@
-"""Transformers as the engine: `generate()` on one device, for where vLLM does not run."""
+"""An engine with Transformers' `generate()` on one device, for machines that cannot run vLLM."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import inspect
+from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,42 +13,76 @@ from transformers import AutoModelForCausalLM
 from transformers.generation import StoppingCriteria, StoppingCriteriaList
 
 from ..modeling.decoding_guards import AudioLengthCriteria
+from ..processing.cpu_precision import cast_slow_weights
 from ..publishing.front_end import PromptEmbeds
 from .batching import DynamicBatcher
-from .engine import Decoding, Engine, NewTokens, end_token_ids
+from .engine import Decoding, Engine, EngineDeadError, NewTokens, end_token_ids
 
 
 @dataclass
 class Row:
-    """A prompt of a batch, and whether nobody wants its continuation any more."""
+    """A prompt of a batch, and whether its request was cancelled."""
 
     prompt: PromptEmbeds
     decoding: Decoding
     is_cancelled: bool = False
-    tokens: NewTokens | None = field(default=None, init=False)
+    tokens: NewTokens = field(init=False, repr=False)
 
 
 class CancelledRows(StoppingCriteria):
-    """Ends rows that nobody waits for."""
+    """Ends the rows of cancelled requests."""
 
     def __init__(self, rows: list[Row]):
         self.rows = rows
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs) -> torch.BoolTensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs) -> torch.Tensor:
         return torch.tensor([row.is_cancelled for row in self.rows], device=input_ids.device)
+
+
+class TokenLogprobs(StoppingCriteria):
+    """
+    Records the log-probability of each new token. `generate(output_logits=True)` would keep the logits of all steps, which
+    take gigabytes for a large vocabulary.
+
+    Args:
+        end_token_ids (`list[int]`): Tokens that end a sequence.
+
+    Attributes:
+        logprobs (`list[torch.Tensor]`): Log-probabilities of the chosen tokens, one tensor of shape `(batch_size,)` for
+            each step.
+        no_speech_probs (`torch.Tensor` of shape `(batch_size,)`): Probability that the first token ends the sequence.
+    """
+
+    def __init__(self, end_token_ids: list[int]):
+        self.end_token_ids = end_token_ids
+        self.logprobs: list[torch.Tensor] = []
+        self.no_speech_probs = torch.empty(0)
+        self._logits = torch.empty(0)
+
+    def note_logits(self, model: torch.nn.Module, arguments: tuple, output) -> None:
+        """A forward hook of the language model."""
+        self._logits = output.logits[:, -1]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs) -> torch.Tensor:
+        logprobs = self._logits.float().log_softmax(-1)
+        if not self.logprobs:
+            self.no_speech_probs = logprobs[:, self.end_token_ids].exp().sum(-1)
+        self.logprobs.append(logprobs.gather(-1, input_ids[:, -1:])[:, 0])
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 class TransformersEngine(Engine):
     """
-    Whole batches, one after the other; a batch ends with its longest transcript. Tokens come when all of a segment's are
-    there.
+    Generates one batch after the other. A batch ends when its longest transcript ends, and only then are its tokens
+    returned.
 
     Args:
-        folder (`Path`): The exported language model.
-        dtype (`str`): Of its weights; `"auto"` for that in which they were saved.
-        device (`torch.device`): Where it is to run.
-        batch_size (`int`): Prompts that are continued together.
-        max_queued (`int`): Prompts that wait at most.
+        folder (`Path`): Folder of the exported language model.
+        dtype (`str`): Dtype of the weights. `"auto"` means the dtype in which they were saved, or float32 if that dtype is
+            slow on the CPU.
+        device (`torch.device`): Device of the model.
+        batch_size (`int`): Largest number of prompts in a batch.
+        max_queued (`int`): Largest number of prompts in the queue.
     """
 
     def __init__(self, folder: Path, dtype: str, device: torch.device, batch_size: int, max_queued: int):
@@ -60,10 +95,20 @@ class TransformersEngine(Engine):
         )
 
     async def start(self) -> None:
-        self.model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=self.dtype).to(self.device).eval()
+        # mypy does not bind `to` of a model, because Transformers decorates it.
+        self.model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=self.dtype).to(self.device).eval()  # type: ignore[arg-type]
+        # `generate` checks the same, but only when a request has come.
+        if "inputs_embeds" not in inspect.signature(self.model.prepare_inputs_for_generation).parameters:
+            raise ValueError(
+                f"The language model is a {type(self.model).__name__}, whose `generate` does not take `inputs_embeds` in "
+                "Transformers; serve it with `--engine vllm`, or transcribe with `llm-asr transcribe`."
+            )
+        if self.dtype == "auto":
+            cast_slow_weights(self.model)
         if (self.model.generation_config.num_beams or 1) > 1:
             raise ValueError(
-                "The checkpoint's `generation_config` asks for beam search, which no engine here has; set `num_beams` to 1."
+                "The checkpoint's `generation_config` asks for beam search, which the server does not support; set "
+                "`num_beams` to 1."
             )
         self.max_length = self.model.config.max_position_embeddings
         self._end_token_ids = end_token_ids(self.model.generation_config)
@@ -73,7 +118,7 @@ class TransformersEngine(Engine):
         await self._batcher.stop()
         self._executor.shutdown(cancel_futures=True)
 
-    async def generate(self, prompt: PromptEmbeds, decoding: Decoding) -> AsyncIterator[NewTokens]:
+    async def generate(self, prompt: PromptEmbeds, decoding: Decoding) -> AsyncGenerator[NewTokens, None]:
         row = Row(prompt, decoding)
         try:
             yield await self._batcher.submit(row, len(prompt.inputs_embeds))
@@ -82,11 +127,12 @@ class TransformersEngine(Engine):
             raise
 
     async def check_health(self) -> None:
-        return
+        if not self._batcher.is_running:
+            raise EngineDeadError("The language model has stopped; restart the server.")
 
     @torch.no_grad()
     def _continue(self, rows: list[Row]) -> list[NewTokens]:
-        # A batch is sampled in one way.
+        # `generate()` samples all rows of a batch alike, so rows are grouped by their decoding settings.
         for decoding in {row.decoding: None for row in rows}:
             alike = [row for row in rows if row.decoding == decoding]
             for row, tokens in zip(alike, self._generate(alike, decoding), strict=True):
@@ -102,26 +148,29 @@ class TransformersEngine(Engine):
             if decoding.temperature > 0
             else {"do_sample": False}
         )
-        outputs = self.model.generate(
-            inputs_embeds=pad_sequence(embeds, batch_first=True, padding_side="left"),
-            attention_mask=pad_sequence(masks, batch_first=True, padding_side="left"),
-            max_new_tokens=int(limits.max()),
-            stopping_criteria=StoppingCriteriaList([AudioLengthCriteria(limits, 0), CancelledRows(rows)]),
-            return_dict_in_generate=True,
-            output_logits=decoding.output_confidence,
-            **sampling,
-        )
-        lengths = self._lengths(outputs.sequences, limits)
-        found = [
-            NewTokens(ids[:length].tolist()) for ids, length in zip(outputs.sequences, lengths.tolist(), strict=True)
-        ]
+        criteria = StoppingCriteriaList([AudioLengthCriteria(limits, 0), CancelledRows(rows)])
+        confidence, hook = TokenLogprobs(self._end_token_ids), None
         if decoding.output_confidence:
-            logprobs = torch.stack(outputs.logits, dim=1).float().log_softmax(-1)
-            chosen = logprobs.gather(-1, outputs.sequences[..., None])[..., 0]
-            silence = logprobs[:, 0, self._end_token_ids].exp().sum(-1)
+            criteria.append(confidence)
+            hook = self.model.register_forward_hook(confidence.note_logits)
+        try:
+            sequences = self.model.generate(
+                inputs_embeds=pad_sequence(embeds, batch_first=True, padding_side="left"),
+                attention_mask=pad_sequence(masks, batch_first=True, padding_side="left"),
+                max_new_tokens=int(limits.max()),
+                stopping_criteria=criteria,
+                **sampling,
+            )
+        finally:
+            if hook is not None:
+                hook.remove()
+        lengths = self._lengths(sequences, limits)
+        found = [NewTokens(ids[:length].tolist()) for ids, length in zip(sequences, lengths.tolist(), strict=True)]
+        if decoding.output_confidence:
+            chosen = torch.stack(confidence.logprobs, dim=1)
             for index, (tokens, length) in enumerate(zip(found, lengths.tolist(), strict=True)):
                 tokens.logprobs = chosen[index, :length].tolist()
-                tokens.no_speech_prob = float(silence[index])
+                tokens.no_speech_prob = float(confidence.no_speech_probs[index])
         return found
 
     def _limit(self, prompt: PromptEmbeds) -> int:
@@ -129,6 +178,6 @@ class TransformersEngine(Engine):
         return room if prompt.max_new_tokens is None else min(room, prompt.max_new_tokens)
 
     def _lengths(self, sequences: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
-        """Tokens of each row up to the end of the sequence, which is one of them, or its limit: shape `(batch_size,)`."""
+        """Length of each row up to its end token, which counts, or up to its limit: shape `(batch_size,)`."""
         is_end = torch.isin(sequences, torch.tensor(self._end_token_ids, device=sequences.device)).long()
         return (is_end.cumsum(-1) - is_end == 0).sum(-1).minimum(limits)

@@ -1,7 +1,7 @@
-"""A form with a recording, held in memory: what people say never reaches a disk."""
+"""Receives a form with a recording. Recordings are private, so they stay in memory and are never written to disk."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from starlette.datastructures import UploadFile
@@ -11,7 +11,7 @@ from starlette.requests import Request
 from .errors import ApiError
 
 
-# Of the fields beside the recording; a context (`prompt`) is the only one that may be long.
+# Limits of the form fields other than the recording. Only `prompt` can be long.
 MAX_FIELD_BYTES = 64 * 2**10
 MAX_FIELDS = 32
 
@@ -20,8 +20,8 @@ MAX_FIELDS = 32
 class Upload:
     """
     Attributes:
-        recording (`bytes`): Contents of the file.
-        fields (`list[tuple[str, str]]`): Names and values of the other fields, in order.
+        recording (`bytes`): Contents of the uploaded file.
+        fields (`list[tuple[str, str]]`): Names and values of the other fields, in the order of the form.
     """
 
     recording: bytes
@@ -33,13 +33,13 @@ async def read_upload(request: Request, max_bytes: int, timeout_s: float) -> Upl
     Receive a form.
 
     Args:
-        request (`Request`): Its body must not have been read.
-        max_bytes (`int`): Largest file.
-        timeout_s (`float`): Seconds in which all of it must have come.
+        request (`Request`): A request whose body has not been read.
+        max_bytes (`int`): Largest file in bytes.
+        timeout_s (`float`): Longest time in seconds for receiving the whole request.
 
     Raises:
-        `ApiError`: If it is no form, has no file or several, or is too large or too slow.
-        `ClientDisconnect`: If the client has left.
+        `ApiError`: If the body is not a form, has no file or several files, is too large, or arrives too slowly.
+        `ClientDisconnect`: If the client disconnects.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "multipart/form-data":
@@ -55,7 +55,7 @@ async def read_upload(request: Request, max_bytes: int, timeout_s: float) -> Upl
         max_fields=MAX_FIELDS,
         max_part_size=MAX_FIELD_BYTES,
     )
-    # What is larger than this would be moved to a file.
+    # The parser moves larger parts to a file on disk.
     parser.spool_max_size = max_body
     try:
         async with asyncio.timeout(timeout_s):
@@ -63,9 +63,18 @@ async def read_upload(request: Request, max_bytes: int, timeout_s: float) -> Upl
     except TimeoutError as error:
         raise ApiError(408, f"The request was not received within {timeout_s:g} s.") from error
     except MultiPartException as error:
+        if "exceeded maximum size" in error.message:
+            raise ApiError(
+                400,
+                f"A field of the form is larger than {MAX_FIELD_BYTES >> 10} KiB; only the file may be larger. If the field "
+                "is the recording, send it as the form's `file` with a filename.",
+                param="file",
+            ) from error
         raise ApiError(400, f"The form cannot be read: {error.message}") from error
     try:
         files = [(name, value) for name, value in form.multi_items() if isinstance(value, UploadFile)]
+        if not files and any(name == "file" for name, _ in form.multi_items()):
+            raise ApiError(400, "`file` has no filename, so the form sends it as text; add a filename.", param="file")
         if not files or files[0][0] != "file":
             raise ApiError(400, "The recording is missing: send it as the form's `file`.", param="file")
         recording = await files[0][1].read()
@@ -78,7 +87,7 @@ async def read_upload(request: Request, max_bytes: int, timeout_s: float) -> Upl
     return Upload(recording, [(name, value) for name, value in form.multi_items() if isinstance(value, str)])
 
 
-async def _limited(stream: AsyncIterator[bytes], max_body: int, max_bytes: int) -> AsyncIterator[bytes]:
+async def _limited(stream: AsyncGenerator[bytes, None], max_body: int, max_bytes: int) -> AsyncGenerator[bytes, None]:
     received = 0
     async for chunk in stream:
         received += len(chunk)

@@ -1,9 +1,9 @@
-"""vLLM as the engine: continuous batching, paged attention, several GPUs."""
+"""An engine with vLLM: continuous batching, paged attention and several GPUs."""
 
 import itertools
 import math
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
 
@@ -13,14 +13,14 @@ from ..publishing.front_end import PromptEmbeds
 from .engine import Decoding, Engine, EngineDeadError, NewTokens, end_token_ids
 
 
-# Settings of a `generation_config` that vLLM follows as `generate()` does, or that are about the form of the output.
+# Settings of a `generation_config` that vLLM follows as `generate()` does, or that only change the form of the output.
 FOLLOWED = {
     *("do_sample", "temperature", "top_k", "top_p", "min_p", "suppress_tokens", "max_new_tokens"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "_from_model_config"),
     *("use_cache", "cache_implementation", "compile_config", "disable_compile", "return_dict_in_generate"),
     *("output_scores", "output_logits", "output_attentions", "output_hidden_states", "max_length"),
 }
-# Others are refused unless they have no effect.
+# Values without an effect. Any other setting is refused.
 WITHOUT_EFFECT = {
     "num_beams": 1,
     "num_return_sequences": 1,
@@ -33,24 +33,27 @@ WITHOUT_EFFECT = {
     "min_new_tokens": 0,
 }
 
-# Of `generate()`, where the configuration names none.
+# The default of `generate()`.
 DEFAULT_TOP_K = 50
 
 
 class VllmEngine(Engine):
     """
+    Generates with vLLM's asynchronous engine.
+
     Args:
-        folder (`Path`): The exported language model.
-        dtype (`str`): Of its weights; `"auto"` for that in which they were saved.
+        folder (`Path`): Folder of the exported language model.
+        dtype (`str`): Dtype of the weights. `"auto"` means the dtype in which they were saved.
         engine_args (`dict`): Fields of vLLM's `AsyncEngineArgs`, such as `tensor_parallel_size`.
 
     Raises:
         `ImportError`: If vLLM is not installed.
-        `ValueError`: If the checkpoint is decoded in a way that vLLM does not know, or `engine_args` has an unknown field.
+        `ValueError`: If the checkpoint has decoding settings that vLLM does not support, or `engine_args` has an unknown
+            field.
     """
 
     def __init__(self, folder: Path, dtype: str, engine_args: dict):
-        # It reports to its makers unless told otherwise, and what is said here is nobody's business.
+        # vLLM sends usage statistics by default. A server of private recordings must not.
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         from vllm import AsyncEngineArgs
 
@@ -60,13 +63,13 @@ class VllmEngine(Engine):
         saved_as = str(AutoConfig.from_pretrained(folder).dtype).removeprefix("torch.")
         options = {
             "model": str(folder),
-            # vLLM's own "auto" would make half precision of float32, and other transcripts.
+            # vLLM's own "auto" would cast float32 to half precision, which changes transcripts.
             "dtype": saved_as if dtype == "auto" else dtype,
             "enable_prompt_embeds": True,
             "skip_tokenizer_init": True,
-            # Prompts begin with recordings, of which no two are the same.
+            # Prompts differ from their first recording on, so a prefix cache would never be hit.
             "enable_prefix_caching": False,
-            # What is not asked for is not to be sampled.
+            # Ignore the checkpoint's sampling settings unless a request asks for sampling.
             "generation_config": "vllm",
             **engine_args,
         }
@@ -84,19 +87,19 @@ class VllmEngine(Engine):
 
     async def stop(self) -> None:
         self.engine.shutdown()
-        # It shuts itself down once more, which fails if Python is doing so too.
+        # The engine's destructor shuts it down again. That fails during Python's own shutdown, so run it now.
         del self.engine
 
-    async def generate(self, prompt: PromptEmbeds, decoding: Decoding) -> AsyncIterator[NewTokens]:
+    async def generate(self, prompt: PromptEmbeds, decoding: Decoding) -> AsyncGenerator[NewTokens, None]:
         from vllm.inputs import embeds_input
         from vllm.v1.engine.exceptions import EngineDeadError as VllmDeadError
 
-        # It casts embeddings to the precision of the language model.
+        # vLLM casts the embeddings to the dtype of the language model.
         inputs = embeds_input(prompt.inputs_embeds.cpu())
         params = self._sampling_params(prompt.max_new_tokens, decoding)
         is_first = True
         try:
-            # Closing it is what takes the request from the engine.
+            # Closing the generator aborts the request in the engine.
             async with aclosing(self.engine.generate(inputs, params, str(next(self._numbers)))) as outputs:
                 async for output in outputs:
                     (completion,) = output.outputs
@@ -150,7 +153,7 @@ class VllmEngine(Engine):
 def check_is_followed(config: GenerationConfig) -> None:
     """
     Raises:
-        `ValueError`: If `config` asks for something that would make other transcripts with `generate()` than with vLLM.
+        `ValueError`: If `config` has settings that would make vLLM's transcripts differ from those of `generate()`.
     """
     ignored = {
         name: value
@@ -159,6 +162,6 @@ def check_is_followed(config: GenerationConfig) -> None:
     }
     if ignored:
         raise ValueError(
-            f"The checkpoint's `generation_config` asks for {ignored}, which vLLM does not do as `generate()` does; set "
-            "them to None or, if it is not about beams, serve it with `--engine transformers`."
+            f"The checkpoint's `generation_config` sets {ignored}, which vLLM does not follow as `generate()` does. Set "
+            "them to None or, unless they are about beam search, serve the checkpoint with `--engine transformers`."
         )
