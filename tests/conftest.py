@@ -1,4 +1,4 @@
-"""Tiny random models, built here, so that no test needs a network."""
+"""Builds tiny random models, so that no test needs a network."""
 
 import os
 
@@ -6,6 +6,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -16,13 +17,19 @@ from tiny_models import (
     save_tiny_wav2vec2_bert,
     save_tiny_whisper,
 )
+from tiny_speech_encoders import save_tiny_speech_encoder
 from transformers import set_seed
+
+
+# Every run uses the same examples, and no test depends on the speed of the machine.
+hypothesis.settings.register_profile("seeded", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("seeded")
 
 
 @pytest.fixture(autouse=True)
 def seeded():
     set_seed(0)
-    # Models this small are many times slower on several threads wherever another process wants a core.
+    # Several threads make such small models many times slower if another process uses a core.
     torch.set_num_threads(1)
 
 
@@ -34,6 +41,7 @@ def parts(tmp_path_factory):
         "whisper": save_tiny_whisper,
         "wav2vec2-bert": save_tiny_wav2vec2_bert,
         "parakeet": save_tiny_parakeet,
+        "moonshine": lambda folder: save_tiny_speech_encoder("moonshine", folder),
         "qwen2": save_tiny_qwen2,
         "llama": save_tiny_llama,
         "qwen2-tied": lambda folder: save_tiny_qwen2(folder, tie_word_embeddings=True),

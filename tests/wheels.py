@@ -1,11 +1,11 @@
-"""Packages for tests."""
+"""Writes packages for tests."""
 
 import hashlib
 import zipfile
 
 
 def write_wheel(path, package: str, data: dict[str, bytes]) -> str:
-    """A wheel in the folder `path` that pip accepts; returns its sha256."""
+    """Write a wheel that pip accepts to the folder `path`, and return its sha256."""
     wheel = path / f"{package}-1.0.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         info = f"{package}-1.0.0.dist-info"

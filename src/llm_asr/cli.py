@@ -1,21 +1,28 @@
 """The command `llm-asr`."""
 
 import argparse
+import os
 import sys
 
-from . import describing, exporting, inspecting, pushing, transcribing
-from .serving import command as serving
-from .transcribing import UsageError
+from .commands import card, evaluate, export, inspect, leaderboard, push, serve, train, transcribe, trim_vocabulary
+from .commands.options import UsageError, describe_error
 
 
-# Each has `add_arguments(parser)` and `run(args) -> exit status`, and says in its docstring what it is.
+# With this variable set, unexpected errors show their traceback.
+TRACEBACK_VARIABLE = "LLM_ASR_TRACEBACK"
+
+# Each module has `add_arguments(parser)` and `run(args) -> exit status`. Its docstring gives the help text.
 COMMANDS = {
-    "transcribe": transcribing,
-    "serve": serving,
-    "inspect": inspecting,
-    "card": describing,
-    "push": pushing,
-    "export": exporting,
+    "transcribe": transcribe,
+    "train": train,
+    "evaluate": evaluate,
+    "leaderboard": leaderboard,
+    "serve": serve,
+    "inspect": inspect,
+    "card": card,
+    "push": push,
+    "export": export,
+    "trim-vocabulary": trim_vocabulary,
 }
 
 
@@ -23,7 +30,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="llm-asr", description="Multilingual, LLM-based speech recognition.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, module in COMMANDS.items():
-        described = module.__doc__.partition(": ")[2].strip()
+        described = (module.__doc__ or "").partition(": ")[2].strip()
         command = commands.add_parser(name, help=described, description=described)
         module.add_arguments(command)
         command.set_defaults(run=module.run)
@@ -31,14 +38,25 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0 if all went well, 1 if something failed, 2 if what was asked for cannot be done."""
-    args = make_parser().parse_args(argv)
+    """Run a command. The exit status is 0 for success, 1 for a failure, and 2 for a request that cannot be fulfilled."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["train"] and argv[1:2] not in (["-h"], ["--help"]):
+        # The options of `train` include those of the `Trainer`, whose import takes seconds, so `train` parses them itself.
+        args = argparse.Namespace(command="train", arguments=argv[1:], run=train.run)
+    else:
+        args = make_parser().parse_args(argv)
     try:
         return args.run(args)
     except UsageError as error:
-        # Those of Transformers that are quoted have several lines.
+        # Quoted messages of Transformers may have several lines.
         print(f"llm-asr {args.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except Exception as error:
+        if args.command == "train" or os.environ.get(TRACEBACK_VARIABLE):
+            raise
+        hint = f"set {TRACEBACK_VARIABLE}=1 to see the traceback."
+        print(f"llm-asr {args.command}: error: {describe_error(error)} ({hint})", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        print(f"llm-asr {args.command}: stopped; what is finished is kept.", file=sys.stderr)
+        print(f"llm-asr {args.command}: stopped; finished results are kept.", file=sys.stderr)
         return 130

@@ -1,8 +1,8 @@
 """
-`examples/demo_app.py`, driven in a real browser.
+Tests of `examples/demo_app.py` in a real browser.
 
-`make test-app` installs Gradio, Playwright and, from Debian's packages and without root, a headless Chromium, and runs this
-file. Elsewhere: `pip install -e ".[app]" playwright && playwright install --with-deps chromium`.
+`make test-app` runs this file. It installs Gradio, Playwright and, from Debian's packages and without root, a headless Chromium.
+On other systems use `pip install -e ".[app]" playwright && playwright install --with-deps chromium`.
 """
 
 import os
@@ -32,7 +32,7 @@ APP = Path(demo_app.__file__)
 
 
 def save_model(parts, folder, projector_type):
-    """A model that writes nothing but letters and spaces, which look in a browser as they are."""
+    """A model that only writes letters and spaces, which a browser shows unchanged."""
     model, processor = compose(parts, projector_type)
     readable = {
         token
@@ -70,7 +70,7 @@ def corrupt_file(tmp_path):
 
 @pytest.fixture
 def silent_file(tmp_path):
-    # Longer than the speech encoder takes at once, so that it is searched for speech.
+    # The recording is longer than the speech encoder's window, so that it is split at silences.
     soundfile.write(tmp_path / "silence.wav", np.zeros(5 * 16000), 16000)
     return str(tmp_path / "silence.wav")
 
@@ -107,7 +107,7 @@ def test_words_that_would_cover_each_other_are_not_written(transcriber, file, mo
 
 def test_what_is_wrong_is_a_message(transcriber, file, corrupt_file, silent_file):
     requests = [
-        ((None, LET_THE_MODEL_NAME_IT, ""), "Record or upload something first"),
+        ((None, LET_THE_MODEL_NAME_IT, ""), "Record or upload speech first"),
         ((silent_file, LET_THE_MODEL_NAME_IT, ""), "No speech was found"),
         ((corrupt_file, LET_THE_MODEL_NAME_IT, ""), "cannot be read from &#x27;corrupt.wav&#x27;"),
         ((file, LET_THE_MODEL_NAME_IT, "<|audio|>"), "must not contain the audio token &#x27;&lt;|audio|&gt;&#x27;"),
@@ -150,7 +150,7 @@ def recordings_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(checkpoint, tmp_path_factory):
-    """Of the app, run as a user runs it."""
+    """Address of the app, started as a user starts it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -212,7 +212,7 @@ def test_a_recording_is_uploaded_and_its_transcript_read(browser, page, transcri
         expect(page.locator("#times")).to_contain_text(chunk["text"])
     page.screenshot(path=tmp_path / "page.png", full_page=True)
 
-    # The same recording again, in a language that is named.
+    # Transcribe the same recording again with a given language.
     page.get_by_label("Language", exact=True).click()
     page.get_by_role("option", name="Spanish", exact=True).click()
     press_transcribe(page)
@@ -227,7 +227,7 @@ def test_messages_in_the_browser(page, corrupt_file, silent_file):
     from playwright.sync_api import expect
 
     press_transcribe(page)
-    expect(page.get_by_text("Record or upload something first.")).to_be_visible()
+    expect(page.get_by_text("Record or upload speech first.")).to_be_visible()
     upload(page, corrupt_file)
     press_transcribe(page)
     expect(page.get_by_text("cannot be read from 'corrupt.wav'")).to_be_visible(timeout=60_000)

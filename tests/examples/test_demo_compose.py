@@ -1,4 +1,4 @@
-"""The demo's utterances: their transcripts, their boundaries, and their split; on synthetic clips, with no network."""
+"""Transcripts, word boundaries and splits of the demo's utterances, with synthetic clips and without a network."""
 
 import json
 import sys
@@ -13,7 +13,10 @@ import soundfile
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "demo"))
 
 import compose
+import grammars
+import rendering
 import speech
+import utterances
 
 
 COUNTS = {"train": 120, "validation": 6, "test": 12}
@@ -21,7 +24,7 @@ LANGUAGES = ("es", "ru")
 
 
 def write_tone(path: Path, frequency: float, seconds: float) -> None:
-    """Write a G.722 clip: a sine of ``frequency`` hertz between two silences of 0.1 s."""
+    """Write a G.722 clip: a sine of `frequency` hertz between two silences of 0.1 s."""
     tone = np.sin(2 * np.pi * frequency * np.arange(int(seconds * speech.SAMPLE_RATE)) / speech.SAMPLE_RATE)
     silence = np.zeros(speech.SAMPLE_RATE // 10)
     samples = (np.concatenate([silence, tone, silence]) * 8000).astype(np.int16)
@@ -37,10 +40,10 @@ def write_tone(path: Path, frequency: float, seconds: float) -> None:
 
 @pytest.fixture(scope="module")
 def clips_dir(tmp_path_factory):
-    """A folder of tones in place of every clip that the lexicons of LANGUAGES name."""
+    """A folder with a tone for every clip in the lexicons of LANGUAGES."""
     directory = tmp_path_factory.mktemp("clips")
     for language in LANGUAGES:
-        names = sorted({name for clips in compose.GRAMMARS[language].lexicon.values() for name in clips})
+        names = sorted({name for clips in grammars.GRAMMARS[language].lexicon.values() for name in clips})
         for index, name in enumerate(names):
             write_tone(directory / language / f"{name}.g722", 200 + 20 * index, 0.35 + 0.01 * (index % 20))
     return directory
@@ -48,7 +51,7 @@ def clips_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def dataset(clips_dir, tmp_path_factory):
-    """A composed data set."""
+    """A composed dataset."""
     output = tmp_path_factory.mktemp("dataset")
     compose.compose_dataset(output, clips_dir, COUNTS, seed=0, languages=LANGUAGES)
     return output
@@ -125,7 +128,7 @@ def read_rows(dataset: Path, split: str) -> list[dict]:
     ],
 )
 def test_number(language, number, text):
-    assert compose.GRAMMARS[language].number(number) == text
+    assert grammars.GRAMMARS[language].number(number) == text
 
 
 @pytest.mark.parametrize(
@@ -145,7 +148,7 @@ def test_number(language, number, text):
     ],
 )
 def test_date(language, weekday, day, month, text):
-    assert compose.GRAMMARS[language].date(weekday, day, month) == text
+    assert grammars.GRAMMARS[language].date(weekday, day, month) == text
 
 
 @pytest.mark.parametrize(
@@ -168,7 +171,7 @@ def test_date(language, weekday, day, month, text):
     ],
 )
 def test_time(language, hour, minute, text):
-    assert compose.GRAMMARS[language].time(hour, minute) == text
+    assert grammars.GRAMMARS[language].time(hour, minute) == text
 
 
 @pytest.mark.parametrize(
@@ -187,7 +190,7 @@ def test_time(language, hour, minute, text):
     ],
 )
 def test_pronounce(language, text, clips):
-    units = compose.pronounce(text, compose.GRAMMARS[language].lexicon)
+    units = utterances.pronounce(text, grammars.GRAMMARS[language].lexicon)
     assert [list(unit.clips) for unit in units] == clips
     assert " ".join(unit.text for unit in units) == text
 
@@ -206,7 +209,7 @@ def test_pronounce(language, text, clips):
     ],
 )
 def test_text_without_a_recording_is_refused(language, text):
-    assert compose.pronounce(text, compose.GRAMMARS[language].lexicon) is None
+    assert utterances.pronounce(text, grammars.GRAMMARS[language].lexicon) is None
 
 
 def test_rows_and_audio_agree(dataset):
@@ -218,7 +221,7 @@ def test_rows_and_audio_agree(dataset):
             info = soundfile.info(dataset / row["audio"])
             assert (info.samplerate, info.channels, info.subtype) == (16_000, 1, "PCM_16")
             assert row["duration"] == info.frames / info.samplerate
-            assert compose.MIN_SECONDS <= row["duration"] <= compose.MAX_SECONDS
+            assert rendering.MIN_SECONDS <= row["duration"] <= rendering.MAX_SECONDS
             assert row["text"] == " ".join(word["word"] for word in row["words"])
 
 
@@ -232,9 +235,9 @@ def test_boundaries_are_monotone_and_inside(dataset):
 
 def test_boundaries_enclose_the_sound():
     tone = np.sin(np.arange(8_000) * 0.2).astype(np.float32)
-    quiet = compose.Augmentation(speed=(0.9, 1.1), gain_db=(0.0, 0.0), snr_db=(60.0, 60.0))
-    units = [compose.Unit("a", ("tone",)), compose.Unit("b", ("tone", "tone"))]
-    samples, spans = compose.render(units, {"tone": tone}, quiet, np.random.default_rng(0))
+    quiet = rendering.Augmentation(speed=(0.9, 1.1), gain_db=(0.0, 0.0), snr_db=(60.0, 60.0))
+    units = [grammars.Unit("a", ("tone",)), grammars.Unit("b", ("tone", "tone"))]
+    samples, spans = rendering.render(units, {"tone": tone}, quiet, np.random.default_rng(0))
     inside = np.zeros(len(samples), dtype=bool)
     for start, end in spans:
         inside[int(start * 16_000) : int(end * 16_000)] = True
@@ -248,11 +251,11 @@ def test_splits_are_disjoint_and_training_covers_the_lexicon(dataset):
     assert len(texts) == len(set(texts))
     for language in LANGUAGES:
         spoken = {word["word"] for row in rows["train"] if row["language"] == language for word in row["words"]}
-        assert spoken == set(compose.GRAMMARS[language].lexicon)
+        assert spoken == set(grammars.GRAMMARS[language].lexicon)
 
 
 def test_same_seed_same_bytes(dataset, clips_dir, tmp_path):
-    # One language alone must repeat what it was among others.
+    # A single language must have the same data as together with others.
     compose.compose_dataset(tmp_path, clips_dir, COUNTS, seed=0, languages=["ru"])
     for split in COUNTS:
         rows = [row for row in read_rows(dataset, split) if row["language"] == "ru"]

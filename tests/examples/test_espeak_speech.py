@@ -1,4 +1,4 @@
-"""The synthetic corpus: which sentences are said, by whom, and the same each time."""
+"""Sentences, voices and reproducibility of the synthetic corpus."""
 
 import json
 import subprocess
@@ -12,26 +12,21 @@ import soundfile
 pytest.importorskip("espeakng_loader")
 
 import espeak_speech
-from espeak_speech import (
-    HELD_OUT_VOICES,
-    LANGUAGES,
-    TRAINED_VOICES,
-    Espeak,
-    is_sayable,
-    plain,
-    read_language,
-    read_sentences,
-    split_of,
-)
+import gnome_texts
+from espeak_speech import HELD_OUT_VOICES, TRAINED_VOICES, Espeak
+from gnome_texts import LANGUAGES, is_sayable, plain, read_language, read_sentences, split_of
 
 
 PAGE = '<page xmlns="http://projectmallard.org/1.0/"><info><desc>{}</desc></info>{}</page>'
-# One of each split, by their names.
+# One page of each split, by its name.
 PAGES = {"train": "about-hostname", "validation": "a11y-bouncekeys", "test": "a11y"}
 
 
 def write_pages(folder):
-    """Documentation in all languages: a sentence of each page, one that is on all pages, and one that nobody translated."""
+    """
+    Write documentation in all languages: each page has its own sentence, a sentence that is on all pages, and an untranslated
+    sentence.
+    """
     for code, language in LANGUAGES.items():
         pages = folder / language.folder / "gnome-help"
         pages.mkdir(parents=True)
@@ -48,7 +43,7 @@ def write_pages(folder):
 @pytest.fixture
 def pages(tmp_path, monkeypatch):
     splits = {name: split for split, name in PAGES.items()}
-    monkeypatch.setattr(espeak_speech, "split_of", splits.__getitem__)
+    monkeypatch.setattr(gnome_texts, "split_of", splits.__getitem__)
     return write_pages(tmp_path / "help")
 
 
@@ -93,7 +88,7 @@ def test_pages_are_held_out_and_most_are_trained_on():
 def test_no_sentence_is_in_two_splits_nor_untranslated(pages):
     for code, language in LANGUAGES.items():
         found = {split: len(sentences) for split, sentences in read_language(pages, language).items()}
-        # What all pages share is trained on, and what nobody translated is English.
+        # The common sentence is in the training set, and the untranslated one is only in English.
         assert found == {"train": 3 if code == "en" else 2, "validation": 1, "test": 1}, code
 
 
@@ -115,10 +110,10 @@ def test_voices_differ_and_unknown_ones_are_refused():
 
 def test_the_corpus_is_the_same_each_time_and_holds_out_voices(tmp_path):
     write_pages(tmp_path / "help")
-    # eSpeak NG's chance is the process's.
+    # eSpeak NG's random state belongs to the process, so use new processes.
     script = (
-        "import sys, espeak_speech\nfrom pathlib import Path\n"
-        f"espeak_speech.split_of = {dict(zip(PAGES.values(), PAGES, strict=True))}.__getitem__\n"
+        "import sys, espeak_speech, gnome_texts\nfrom pathlib import Path\n"
+        f"gnome_texts.split_of = {dict(zip(PAGES.values(), PAGES, strict=True))}.__getitem__\n"
         "espeak_speech.make_corpus(Path(sys.argv[1]), Path(sys.argv[2]), takes=2)\n"
     )
     checksums = []

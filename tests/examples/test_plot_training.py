@@ -15,7 +15,6 @@ HISTORY = [
         "eval_wer": 90.0,
         "eval_wer_en": 80.0,
         "eval_wer_es": 100.0,
-        "eval_samples": "| a |",
     },
     {"step": 2, "loss": 1.0, "lm_loss": 0.5},
 ]
@@ -61,5 +60,5 @@ def test_the_state_that_went_farthest_is_read(tmp_path):
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="pass the `output_dir` of a run"):
         plot_training.read_history(tmp_path)
-    with pytest.raises(ValueError, match="Nothing to draw: run"):
+    with pytest.raises(ValueError, match="nothing to draw: the logs of run"):
         plot_training.plot_curves({"run": []}, tmp_path / "curves.png")

@@ -1,4 +1,4 @@
-"""Datasets transcribed by several processes, of which one is killed."""
+"""Transcribing datasets with several processes, one of which is killed."""
 
 import json
 import os
@@ -13,6 +13,8 @@ from datasets import Dataset, load_dataset
 from speech_files import write_speech_dataset
 from tiny_models import compose
 from transformers import pipeline
+
+from llm_asr import dataset_transcription
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +72,37 @@ def test_rows_are_what_the_pipeline_says(run, checkpoint, tmp_path):
     assert "1.wav" in rows[1]["error"]
 
 
+def test_one_language_for_all_rows_and_their_times(run, checkpoint, tmp_path, capsys, monkeypatch):
+    timed = []
+    time_transcription = dataset_transcription.time_transcription
+
+    def watch(transcriber, rows, options):
+        timed.append([row["text"] for row in rows])
+        return time_transcription(transcriber, rows, options)
+
+    monkeypatch.setattr(dataset_transcription, "time_transcription", watch)
+    file = write_speech_dataset(tmp_path / "speech", size=5)
+    (tmp_path / "speech" / "1.wav").write_bytes(b"RIFF, and then nothing that is sound")
+    rows = run("--dataset", str(file), "--shard-size", "2", "--batch-size", "1", "--language", "es", "--timing")
+    transcriber = pipeline("automatic-speech-recognition", model=checkpoint)
+    for index, row in enumerate(rows):
+        if index == 1:
+            assert "1.wav" in row["error"]
+            assert (row["transcript"], row["duration"], row["time"]) == (None, None, None)
+            continue
+        assert row["transcript"] == transcriber(str(tmp_path / "speech" / f"{index}.wav"), language="es")["text"]
+        assert row["duration"] == pytest.approx(0.3 * len(row["text"].split()))
+        assert row["time"] > 0
+    # The first batch warms up, and each file is transcribed once.
+    texts = [row["text"] for row in rows]
+    assert timed == [texts[:1], texts[:2], texts[2:4], texts[4:]]
+    # The recordings of a file share its time.
+    assert rows[2]["time"] == rows[3]["time"] != rows[4]["time"]
+    with pytest.raises(SystemExit):
+        run("--dataset", str(file), "--language", "es", "--language-column", "language")
+    assert "set only one of them" in capsys.readouterr().err
+
+
 def test_streams_go_on_within_a_file_and_settings_may_not_change(run, tmp_path, capsys):
     speech = [json.loads(line) for line in write_speech_dataset(tmp_path / "speech", size=7).read_text().splitlines()]
     rows = [{**line, "audio": str(tmp_path / "speech" / line["audio"]), "id": i} for i, line in enumerate(speech)]
@@ -88,7 +121,7 @@ def test_streams_go_on_within_a_file_and_settings_may_not_change(run, tmp_path, 
     (tmp_path / "out" / "part-00001-00000.parquet").rename(tmp_path / "out" / "part-00001-00000.partial")
     assert run(*options) == expected
     assert kept.stat().st_mtime_ns == written
-    with pytest.raises(ValueError, match="was begun with another timestamps; choose another --output"):
+    with pytest.raises(ValueError, match="was started with another timestamps; choose another `output`"):
         run(*options, "--timestamps", "word")
 
 
@@ -121,4 +154,4 @@ def test_a_killed_process_loses_and_repeats_nothing(run, checkpoint, tmp_path):
 def test_impossible_sizes_are_refused(run, capsys):
     with pytest.raises(SystemExit):
         run("--dataset", "nowhere.jsonl", "--shard-size", "0")
-    assert "argument --shard-size: must be positive, got 0" in capsys.readouterr().err
+    assert "`shard_size` must be positive, got 0" in capsys.readouterr().err

@@ -1,13 +1,10 @@
-"""`llm-asr inspect`: what is in a checkpoint, without reading its weights."""
+"""`llm-asr inspect`: describe a checkpoint without reading its weights."""
 
 import argparse
 import json
 from pathlib import Path
 
-from rich.console import Console
-
-from .publishing.inspect import inspect_checkpoint, print_inspection
-from .transcribing import UsageError
+from .options import UsageError, loading
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,15 +14,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """
-    Describe what `args` name; see [`add_arguments`].
+    Describe the checkpoint; see [`add_arguments`].
 
     Raises:
         `UsageError`: If there is no such checkpoint, or it is damaged.
     """
-    try:
+    if not args.folder.is_dir():
+        raise UsageError(f"{str(args.folder)!r} is not a folder.")
+    from rich.console import Console
+
+    from ..modeling.checkpoint_safety import check_json_files
+    from ..publishing.inspect import inspect_checkpoint, print_inspection
+
+    with loading(repr(str(args.folder))):
+        check_json_files(args.folder)
         report = inspect_checkpoint(args.folder)
-    except (OSError, ValueError) as error:
-        raise UsageError(error) from error
     if args.json:
         print(json.dumps(report, indent=1, ensure_ascii=False))
     else:

@@ -1,6 +1,7 @@
 """`llm-asr transcribe`."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,11 @@ import torch
 from tiny_models import compose
 from transformers import pipeline
 
-from llm_asr import transcribing
 from llm_asr.cli import main
+from llm_asr.commands import transcribe as transcribing
+from llm_asr.commands.options import UsageError
+from llm_asr.commands.transcribe import find_recordings, plan_outputs
 from llm_asr.subtitles import join_words, to_vtt
-from llm_asr.transcribing import UsageError, find_recordings, plan_outputs
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def transcripts(checkpoint):
 
 @pytest.fixture
 def folder(recordings, tmp_path):
-    """Three recordings, one of them further down, and what is none."""
+    """Three recordings, one of them in a subfolder, and a file that is not a recording."""
     root = tmp_path / "recordings"
     for name, recording in zip(("one.wav", "two.flac", "more/one.wav"), recordings, strict=True):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +111,7 @@ def test_what_is_there_is_not_done_again(checkpoint, folder, tmp_path, capsys):
     (out / "one.txt").unlink()
     capsys.readouterr()
     assert main(command) == 0
-    assert "2 of 3 transcribed before" in capsys.readouterr().err
+    assert "2 of 3 recordings have transcripts" in capsys.readouterr().err
     assert (out / "two.txt").read_text() == "by hand"
     assert (out / "two.txt").stat().st_mtime_ns == unchanged
     assert (out / "one.txt").exists()
@@ -124,7 +126,7 @@ def test_a_bad_file_does_not_keep_the_others(checkpoint, folder, tmp_path, capsy
     assert main(["transcribe", str(folder), "--model", checkpoint, "--output-dir", str(out)]) == 1
     message = capsys.readouterr().err
     assert "2 of 5 could not be transcribed" in message
-    assert "bad.wav: ValueError: `audio` cannot be read" in message
+    assert "bad.wav: UnreadableAudioError: `audio` cannot be read" in message
     assert "empty.wav" in message
     assert sorted(file.name for file in out.rglob("*.txt")) == ["one.txt", "one.txt", "two.txt"]
     assert not list(out.rglob("*.partial"))
@@ -149,12 +151,12 @@ def test_stopping_keeps_what_is_finished(checkpoint, folder, tmp_path, monkeypat
             raise KeyboardInterrupt
         written.append(write_outputs(*args))
 
-    monkeypatch.setattr("llm_asr.transcribing.write_outputs", stop_at_the_second)
+    monkeypatch.setattr("llm_asr.commands.transcribe.write_outputs", stop_at_the_second)
     command = ["transcribe", str(folder), "--model", checkpoint, "--output-dir", str(out)]
     assert main(command) == 130
-    assert "what is finished is kept" in capsys.readouterr().err
+    assert "finished results are kept" in capsys.readouterr().err
     assert len(list(out.rglob("*.txt"))) == 1
-    monkeypatch.setattr("llm_asr.transcribing.write_outputs", write_outputs)
+    monkeypatch.setattr("llm_asr.commands.transcribe.write_outputs", write_outputs)
     assert main(command) == 0
     assert len(list(out.rglob("*.txt"))) == 3
 
@@ -168,17 +170,17 @@ def test_two_recordings_with_one_output_are_refused(folder, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere.wav"], "'nowhere.wav' is no file"),
+        (["nowhere.wav"], "'nowhere.wav' is not a file"),
         (["{folder}"], "pass --output-dir"),
         (["{folder}/one.wav", "--format", "txt", "srt"], "pass --output-dir"),
-        (["{folder}/one.wav", "--language", "klingon"], "'klingon' is not known; choose one of"),
+        (["{folder}/one.wav", "--language", "klingon"], "'klingon' is not among the 119 languages"),
         (["{folder}/one.wav", "--prompt", "<|audio|>"], "`prompt` must not contain the audio token"),
         (["{folder}/one.wav", "--model", "no/such/model"], "--model 'no/such/model' cannot be loaded"),
         (["{folder}/one.wav", "--model", "no/model"], "--model 'no/model' cannot be loaded"),
-        (["{folder}/one.wav", "--model", "{parts[whisper]}"], "it is a 'whisper' and not an LLM-ASR model"),
+        (["{folder}/one.wav", "--model", "{parts[whisper]}"], "it is a 'whisper' model and not an LLM-ASR model"),
         (["{folder}/one.wav", "--device", "abacus"], "--device 'abacus' cannot be used"),
         (["{folder}/one.wav", "--device", "{absent}"], "cannot be used"),
-        (["{folder}/one.wav", "--output-dir", "{folder}/notes.md"], "is no folder"),
+        (["{folder}/one.wav", "--output-dir", "{folder}/notes.md"], "is not a folder"),
         (["{folder}/one.wav", "--batch-size", "0"], "--batch-size must be at least 1"),
     ],
 )
@@ -213,3 +215,39 @@ def test_usage(capsys):
         main(["--help"])
     assert stop.value.code == 0
     assert "transcribe" in capsys.readouterr().out
+
+
+def test_a_folder_does_not_count_as_a_transcript(checkpoint, folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    (out / "two.txt").mkdir(parents=True)
+    assert main(["transcribe", str(folder), "--model", checkpoint, "--output-dir", str(out)]) == 1
+    message = capsys.readouterr().err
+    assert "transcribed before" not in message
+    assert "two.txt' is a folder" in message
+    assert (out / "one.txt").is_file()
+
+
+def test_a_link_in_the_output_folder_is_not_written_through(checkpoint, folder, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("mine")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "two.txt.partial").symlink_to(secret)
+    assert main(["transcribe", str(folder), "--model", checkpoint, "--output-dir", str(out)]) == 0
+    assert secret.read_text() == "mine"
+
+
+def test_names_need_not_be_utf_8(checkpoint, folder, tmp_path, capsys):
+    """File names on old disks may have any bytes. Such a name must not stop the other files."""
+    name = os.fsdecode("grabación.wav".encode("latin-1"))
+    (folder / "two.flac").rename(folder / name)
+    (folder / os.fsdecode(b"bad\xff.mp3")).write_bytes(b"ID3 and no more")
+    out = tmp_path / "out"
+    options = ["--output-dir", str(out), "--format", "json", "txt"]
+    assert main(["transcribe", str(folder), "--model", checkpoint, *options]) == 1
+    message = capsys.readouterr().err
+    assert "1 of 4 could not be transcribed" in message
+    assert "bad\N{REPLACEMENT CHARACTER}.mp3" in message
+    found = json.loads((out / name).with_suffix(".json").read_text())
+    assert found["file"].endswith("grabaci\N{REPLACEMENT CHARACTER}n.wav")
+    assert (out / "one.txt").is_file()
