@@ -27,7 +27,7 @@ from torch.nn.utils.rnn import pad_sequence
 PEERS = Path(__file__).with_name(".peers")
 TORCH_CIF, FUNASR = "torch-cif==0.2.0", "funasr==1.4.16"
 SIZES = {"small": [(2, 60, 16)], "all": [(8, 1500, 1280), (32, 500, 512), (1, 30000, 512)]}
-LONG = 10_000  # frames from which on slow loops are left out and there is no goal
+LONG = 10_000  # for this many frames or more, slow loops are left out and there is no goal
 GOAL = 8.0
 PASSES = ("forward", "forward+backward")
 
@@ -48,17 +48,18 @@ def torch_cif(hidden: Tensor, alphas: Tensor) -> Tensor:
 
 
 def funasr(hidden: Tensor, alphas: Tensor, name: str) -> Tensor:
-    with contextlib.redirect_stdout(None):  # on import it prints what it lacks; this module lacks nothing
+    # Importing FunASR prints missing packages, which this module does not need.
+    with contextlib.redirect_stdout(None):
         from funasr.models.paraformer import cif_predictor
     return getattr(cif_predictor, name)(hidden, alphas, 1.0)[0]
 
 
 def frame_loop(hidden: Tensor, alphas: Tensor, unbind: bool) -> Tensor:
     """
-    Equations 1-4 of arXiv 1905.11235, one frame after another; packed.
+    Compute equations 1-4 of arXiv 1905.11235 frame by frame. The result is packed.
 
-    Indexing the frames, as CIF-PyTorch and FunASR do, makes backward quadratic in their number: the gradient of each is
-    as large as `hidden`. Unbinding them does not.
+    Indexing the frames, as CIF-PyTorch and FunASR do, makes backward quadratic in the number of frames, because the gradient
+    of each frame is as large as `hidden`. `unbind` avoids this.
     """
     indexed = ((hidden[:, index], alphas[:, index]) for index in range(hidden.shape[1]))
     level, state = torch.zeros_like(alphas[:, 0]), torch.zeros_like(hidden[:, 0])
@@ -73,7 +74,7 @@ def frame_loop(hidden: Tensor, alphas: Tensor, unbind: bool) -> Tensor:
 
 
 class Implementation(NamedTuple):
-    """A row of the tables. A slow one runs once, in the process that measures its memory."""
+    """A row of the tables. A slow implementation runs only once, in the process that measures its memory."""
 
     function: Function
     requirement: str | None = None
@@ -87,12 +88,15 @@ IMPLEMENTATIONS = {
     "FunASR 1.4.16 `cif_v1`": Implementation(partial(funasr, name="cif_v1"), FUNASR),
     "FunASR 1.4.16 `cif` (loop)": Implementation(partial(funasr, name="cif"), FUNASR, is_slow=True),
     "loop as CIF-PyTorch's (re-implemented)": Implementation(partial(frame_loop, unbind=False), is_slow=True),
-    "that loop over unbound frames (re-implemented)": Implementation(partial(frame_loop, unbind=True)),
+    "the same loop over unbound frames (re-implemented)": Implementation(partial(frame_loop, unbind=True)),
 }
 
 
 def make_inputs(size: tuple[int, int, int], device: str, mean: float = 0.1) -> tuple[Tensor, Tensor]:
-    """Frames and weights; a quarter of an embedding is left at the end of each row, so that no fire hangs on rounding."""
+    """
+    Create frames and weights. Each row ends with a quarter of an embedding, so that rounding does not change the number of
+    fires.
+    """
     generator = torch.Generator().manual_seed(0)
     alphas = torch.rand(size[:2], generator=generator) * 2 * mean
     total = alphas.sum(1, keepdim=True)
@@ -102,7 +106,7 @@ def make_inputs(size: tuple[int, int, int], device: str, mean: float = 0.1) -> t
 
 
 def run(function: Function, hidden: Tensor, alphas: Tensor, backward: bool) -> float:
-    """Seconds of one call. The loss is the sum of squares, so that every embedding has a gradient."""
+    """Measure the seconds of one call. The loss is the sum of squares, so that every embedding has a gradient."""
     hidden.grad = alphas.grad = None
     synchronize = torch.cuda.synchronize if hidden.is_cuda else lambda: None
     synchronize()
@@ -116,7 +120,7 @@ def run(function: Function, hidden: Tensor, alphas: Tensor, backward: bool) -> f
 
 
 def peak_memory(device: str) -> int:
-    """Highest memory in use so far, in bytes. On CPU not `ru_maxrss`, which a process inherits from its parent."""
+    """Peak memory so far in bytes. On a CPU, `ru_maxrss` is not usable, because a process inherits it from its parent."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
@@ -124,7 +128,7 @@ def peak_memory(device: str) -> int:
 
 
 def measure_once(name: str, size: tuple[int, int, int], device: str, threads: int, backward: bool) -> dict[str, float]:
-    """Seconds and peak extra bytes of one call, in a process of its own."""
+    """Measure the seconds and the peak extra bytes of one call in a separate process."""
     torch.set_num_threads(threads)
     function = IMPLEMENTATIONS[name].function
     run(function, *make_inputs((2, 60, 16), device), backward)
@@ -132,14 +136,14 @@ def measure_once(name: str, size: tuple[int, int, int], device: str, threads: in
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
-        Path("/proc/self/clear_refs").write_text("5")  # resets the mark to what is in use now
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the current use
     before = peak_memory(device)
     seconds = run(function, *inputs, backward)
     return {"seconds": seconds, "memory": peak_memory(device) - before}
 
 
 def measure(names: list[str], size: tuple[int, int, int], options: argparse.Namespace) -> dict[str, dict]:
-    """Memory and time, the median of interleaved repeats, of each implementation."""
+    """Measure memory and time of each implementation. The time is the median of interleaved repeats."""
     rows = {name: {} for name in names}
     functions = {name: IMPLEMENTATIONS[name].function for name in names if not IMPLEMENTATIONS[name].is_slow}
     inputs = make_inputs(size, options.device)
@@ -150,13 +154,13 @@ def measure(names: list[str], size: tuple[int, int, int], options: argparse.Name
                 task = (name, size, options.device, options.threads, backward)
                 rows[name][key] = pool.apply(measure_once, task)
         repeats = [[run(each, *inputs, backward) for each in functions.values()] for _ in range(options.repeats + 1)]
-        for name, seconds in zip(functions, zip(*repeats[1:], strict=True), strict=True):  # the first warms up
+        for name, seconds in zip(functions, zip(*repeats[1:], strict=True), strict=True):  # the first repeat warms up
             rows[name][key]["seconds"] = median(seconds)
     return rows
 
 
 def error(function: Function, mean: float, device: str) -> str:
-    """Largest difference from the sequential definition in float64, on a small case with weights of this mean."""
+    """Largest difference from the sequential definition in float64, for a small case with weights of the given mean."""
     hidden, alphas = (tensor.detach() for tensor in make_inputs((4, 200, 16), device, mean))
     rows = []
     for frames, weights in zip(hidden.double(), alphas.double().tolist(), strict=True):
@@ -174,7 +178,9 @@ def error(function: Function, mean: float, device: str) -> str:
 
 
 def least_traffic(size: tuple[int, int, int], device: str) -> list[str]:
-    """Cells for reading inputs and writing outputs, and gradients, once: times at the speed of a copy, and bytes."""
+    """
+    Table cells for reading inputs and writing outputs and gradients exactly once: times at the speed of a copy, and bytes.
+    """
     hidden, alphas = (tensor.detach() for tensor in make_inputs(size, device))
     target = torch.empty_like(hidden)
     copies = [run(lambda frames, _: target.copy_(frames), hidden, alphas, backward=False) for _ in range(9)]
@@ -185,7 +191,7 @@ def least_traffic(size: tuple[int, int, int], device: str) -> list[str]:
 
 
 def report(size: tuple[int, int, int], rows: dict[str, dict], errors: dict[str, list[str]], device: str) -> str:
-    """A Markdown table of one size, and whether the goal is met."""
+    """A Markdown table for one size, and whether the goal is met."""
     lines = [
         f"\n### {' × '.join(map(str, size))}\n",
         "| | forward, ms | forward+backward, ms | memory, MiB | with backward | error | if α > 1 |",
@@ -210,12 +216,14 @@ def report(size: tuple[int, int, int], rows: dict[str, dict], errors: dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--install", action="store_true", help="install the peers, without dependencies, in .peers")
+    parser.add_argument(
+        "--install", action="store_true", help="install the other implementations in .peers, without dependencies"
+    )
     parser.add_argument("--sizes", choices=SIZES, default="all")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--slow", action="store_true", help="run the slow loops at the long size, too")
+    parser.add_argument("--slow", action="store_true", help="also run the slow loops at the long size")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -243,7 +251,8 @@ def main() -> None:
         options.output.write_text(json.dumps({**setting, "errors": errors, "results": results}, indent=2) + "\n")
 
 
-# Last, so that the peers shadow nothing; outside the guard, so that the processes that measure memory find them.
+# At the end of the path, the other implementations shadow no package. The line is outside the guard below, because the
+# processes that measure memory need it too.
 sys.path.append(str(PEERS))
 if __name__ == "__main__":
     main()

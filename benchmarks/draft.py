@@ -1,10 +1,10 @@
 """
-Self-speculative decoding against greedy decoding, on a trained checkpoint with a draft head.
+Compares self-speculative decoding with greedy decoding, on a trained checkpoint with a draft head.
 
     make demo
     python benchmarks/draft.py --model runs/demo-moe_cif --dataset data/demo/test.jsonl
 
-Both decode the same recordings one by one, in turn. What differs in their output is counted, and must be nothing.
+Both decode the same recordings one by one, in turn. The number of different outputs is printed and must be zero.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from llm_asr import LlmAsrForConditionalGeneration, LlmAsrProcessor
-from llm_asr.training.datasets_asr import load_asr_dataset
+from llm_asr.datasets_asr import load_asr_dataset
 
 
 GOAL = 3.0
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--dataset", required=True, help="JSON Lines, CSV, TSV or Parquet file, or a Hub id.")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--identify-language", action="store_true", help="Have the model name the language first.")
+    parser.add_argument("--identify-language", action="store_true", help="Let the model name the language first.")
     parser.add_argument("--output", type=Path, help="JSON file for the figures.")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -1,5 +1,5 @@
 """
-Time of encoding short recordings at their own length, and padded to 30 s as Whisper's encoder does.
+Times encoding short recordings at their own length and padded to 30 s, as Whisper's encoder does.
 
     python benchmarks/encode.py --threads 1 --output docs/benchmarks/encode.json
 """
@@ -14,7 +14,7 @@ import torch
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from llm_asr.modeling.audio_tower import LlmAsrWhisperEncoder
+from llm_asr.modeling.whisper_encoder import LlmAsrWhisperEncoder
 
 
 # Encoders of published sizes, with random weights.
@@ -69,7 +69,7 @@ def main() -> None:
                 function()
                 synchronize()
                 seconds[name].append(time.perf_counter() - start)
-    medians = {name: median(repeats[1:]) for name, repeats in seconds.items()}  # the first warms up
+    medians = {name: median(repeats[1:]) for name, repeats in seconds.items()}  # the first repeat warms up
 
     device = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {options.threads} thread(s)"
     setting = {"torch": torch.__version__, "device": device, "dtype": options.dtype, "size": options.size}

@@ -1,11 +1,11 @@
 """
-Time and memory of the experts, and of other ways to compute them: one after another, as Transformers does, and one
-two-layer network with as many active parameters.
+Measures time and memory of the experts. Compares with loops over experts, with Transformers' grouped matrix multiplication,
+and with one two-layer network of as many active parameters.
 
     python benchmarks/moe.py --threads 1 --output docs/benchmarks/moe.json
 
-A gradient of all experts is one large block, which glibc takes from the system anew in every step, page by page; smaller
-ones of single experts it keeps. `--keep-memory` has it keep all, as PyTorch's own allocator does on a GPU.
+The gradient of all experts is one large block of memory. glibc requests such a block from the system again in every step, but
+keeps the smaller blocks of single experts. With `--keep-memory` it keeps all blocks, as PyTorch's allocator does on a GPU.
 """
 
 import argparse
@@ -33,7 +33,7 @@ class Size(NamedTuple):
     out_size: int
     num_experts: int
     num_frames: int
-    goal: float  # how many times faster than the loop, forward and backward
+    goal: float  # speed relative to the loop over expert modules, forward and backward
     num_experts_per_tok: int = 2
 
 
@@ -55,7 +55,7 @@ class Ours(Experts):
 
 
 class ModuleLoop(nn.Module):
-    """One module an expert, applied one after another to the frames that chose it, as projectors of this kind do."""
+    """A module for each expert. A loop applies each to its frames, as other projectors of this kind do."""
 
     def __init__(self, size: Size):
         super().__init__()
@@ -80,7 +80,7 @@ class ModuleLoop(nn.Module):
 
 
 class ParameterLoop(Ours):
-    """The same loop over stacked parameters, as Transformers' models do without a faster kernel."""
+    """The same loop over stacked parameters, as in Transformers' models without a faster kernel."""
 
     def forward(self, hidden_states: Tensor, routing: Routing) -> Tensor:
         outputs = hidden_states.new_zeros(len(hidden_states), self.down_proj.shape[1])
@@ -103,7 +103,7 @@ class TransformersExperts(Ours):
 
 
 class Monolith(nn.Module):
-    """One two-layer network with as many parameters as a frame meets in its experts; it knows no routing."""
+    """One two-layer network without routing, with as many parameters as a frame uses in its experts."""
 
     def __init__(self, size: Size):
         super().__init__()
@@ -126,7 +126,7 @@ OURS, LOOP, *_ = IMPLEMENTATIONS
 
 
 def build(name: str, size: Size, options: argparse.Namespace) -> tuple[nn.Module, Tensor, Routing]:
-    """A module and what it is given."""
+    """Create an implementation and its inputs."""
     torch.manual_seed(0)
     kwargs = {"device": options.device, "dtype": getattr(torch, options.dtype)}
     module = IMPLEMENTATIONS[name](size).to(**kwargs)
@@ -137,7 +137,7 @@ def build(name: str, size: Size, options: argparse.Namespace) -> tuple[nn.Module
 
 
 def run(module: nn.Module, hidden_states: Tensor, routing: Routing, backward: bool) -> float:
-    """Seconds of one call."""
+    """Measure the seconds of one call."""
     for tensor in (hidden_states, routing.weights, *module.parameters()):
         tensor.grad = None
     synchronize = torch.cuda.synchronize if hidden_states.is_cuda else lambda: None
@@ -152,7 +152,7 @@ def run(module: nn.Module, hidden_states: Tensor, routing: Routing, backward: bo
 
 
 def peak_memory(device: str) -> int:
-    """Highest memory in use so far, in bytes."""
+    """Peak memory so far in bytes."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
@@ -160,20 +160,20 @@ def peak_memory(device: str) -> int:
 
 
 def measure_memory(name: str, size: Size, options: argparse.Namespace) -> int:
-    """Peak extra bytes of a forward pass that keeps what backward needs, in a process of its own."""
+    """Measure the peak extra bytes of a forward pass, with the tensors for backward, in a separate process."""
     torch.set_num_threads(options.threads)
     module, hidden_states, routing = build(name, size, options)
     if options.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
-        Path("/proc/self/clear_refs").write_text("5")  # resets the mark to what is in use now
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the current use
     before = peak_memory(options.device)
     outputs = module(hidden_states, routing)
     return (peak_memory(options.device) - before) * len(outputs) // size.num_frames
 
 
 def measure(size: Size, options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Memory, and medians of interleaved repeats, of what can compute this size."""
+    """Measure memory and time of all implementations that support `size`. Times are medians of interleaved repeats."""
     names = [
         name for name, each in IMPLEMENTATIONS.items() if each != TransformersExperts or size.in_size == size.out_size
     ]
@@ -188,13 +188,13 @@ def measure(size: Size, options: argparse.Namespace) -> dict[str, dict[str, floa
         repeats = [
             [run(*each, backward=key != "forward") for each in built.values()] for _ in range(options.repeats + 1)
         ]
-        for name, seconds in zip(names, zip(*repeats[1:], strict=True), strict=True):  # the first warms up
+        for name, seconds in zip(names, zip(*repeats[1:], strict=True), strict=True):  # the first repeat warms up
             rows[name][key] = median(seconds)
     return rows
 
 
 def report(title: str, size: Size, rows: dict[str, dict[str, float]]) -> str:
-    """A Markdown table of one size, and whether the goal is met."""
+    """A Markdown table for one size, and whether the goal is met."""
     lines = [
         f"\n### {title}: in {size.in_size}, hidden {size.hidden_size}, out {size.out_size}, {size.num_experts} experts, "
         f"{size.num_experts_per_tok} a frame, {size.num_frames} frames\n",
@@ -218,7 +218,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--keep-memory", action="store_true", help="have glibc keep large blocks, too")
+    parser.add_argument("--keep-memory", action="store_true", help="let glibc keep large blocks too")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     options = parser.parse_args()
     if options.keep_memory and os.environ.get("GLIBC_TUNABLES") != KEEP_MEMORY:

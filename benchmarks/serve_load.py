@@ -1,15 +1,14 @@
 """
-The server under load, against `pipeline()` in one process, on the same recordings.
+Compares the server under load with `pipeline()` in one process, on the same recordings.
 
     make demo
     python benchmarks/serve_load.py --model runs/demo-moe_cif --dataset data/demo/test.jsonl
 
-Each way gets a fresh process, and is warm when it is measured. So many clients send one recording after the other until all
-are transcribed or the time is over; latency is what one of them waits. `pipeline()` answers when all are transcribed.
-Memory is the largest sum over a program and its children of what they have to themselves and their share of the rest
-(proportional set size); it holds the weights as often as processes do. Transcripts that differ from those of the pipeline
-with `batch_size=1` are counted. Where other programs keep the processors busy, the time of processors is what can be
-compared.
+Each way runs in a new process and is warmed up before it is measured. Clients send one recording after the other until all
+are transcribed or the time is over. Latency is the time from a client's request to its answer. `pipeline()` returns after all
+recordings are transcribed. Memory is the peak of the proportional set size, summed over the program and its children, so it
+includes the weights of each process. The number of transcripts that differ from those of the pipeline with `batch_size=1` is
+printed. If other programs use the processors, compare the CPU time.
 """
 
 import argparse
@@ -32,7 +31,7 @@ import psutil
 from transformers import pipeline
 
 import llm_asr  # noqa: F401
-from llm_asr.training.datasets_asr import load_asr_dataset
+from llm_asr.datasets_asr import load_asr_dataset
 
 
 START_SECONDS = 300.0
@@ -43,9 +42,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="Folder or Hub id of a checkpoint.")
     parser.add_argument("--dataset", required=True, help="JSON Lines, CSV, TSV or Parquet file, or a Hub id.")
-    parser.add_argument("--recordings", type=int, default=128, help="So many, spread over the dataset.")
+    parser.add_argument("--recordings", type=int, default=128, help="Number of recordings, spread over the dataset.")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32], help="Of pipeline().")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32], help="Batch sizes of pipeline().")
     parser.add_argument("--engines", nargs="*", default=["vllm", "transformers"])
     parser.add_argument("--seconds", type=float, default=120.0, help="Longest time for one number of clients.")
     parser.add_argument("--serve-args", default="", help="Further arguments of `llm-asr serve`, separated by spaces.")
@@ -91,7 +90,7 @@ def compare(texts: list[str | None], expected: list[str]) -> dict[str, int]:
 
 
 class Usage:
-    """Of a process and its children, while the block runs: the largest memory, and the time of processors."""
+    """Measures peak memory and CPU time of a process and its children while the block runs."""
 
     def __init__(self, pid: int):
         self.process = psutil.Process(pid)
@@ -148,7 +147,7 @@ def measure_pipeline(model: str, files: list[str], batch_size: int) -> tuple[lis
 
 
 def run_pipeline(connection: Connection, model: str, files: list[str], batch_size: int) -> None:
-    """In a process of its own: warm up, wait, transcribe, wait."""
+    """Run in a separate process: warm up, wait for a message, transcribe, wait for a message."""
     transcriber = pipeline("automatic-speech-recognition", model=model)
     transcriber(files[:WARM_UP], batch_size=batch_size)
     connection.send("warm")
@@ -195,7 +194,7 @@ def measure_server(
 
 
 async def send_all(address: str, files: list[str], clients: int, seconds: float) -> dict[int, tuple[str, float]]:
-    """Text and latency in seconds, by the number of the file; those that were not sent in time are missing."""
+    """Text and latency in seconds, by the number of the file. Files that were not sent in time are missing."""
     answers: dict[int, tuple[str, float]] = {}
     todo = iter(enumerate(files))
     deadline = time.perf_counter() + seconds

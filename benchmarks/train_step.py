@@ -1,10 +1,11 @@
 """
-A training step of ours against the plain one: encoder padded to 30 s, logits of all positions, batches of a fixed count.
+Compares a training step of this package with a plain one, which pads the encoder's input to 30 s, computes the logits of all
+positions, and has batches with a fixed number of recordings.
 
     python benchmarks/train_step.py --threads 2 --output docs/benchmarks/train_step.json
 
-Weights are random, of the sizes of Whisper-base and SmolLM2-135M; the encoder and the language model are frozen. All train on
-the same recordings, whose durations are log-normal, and all that differs is added one by one.
+Weights are random and have the sizes of Whisper-base and SmolLM2-135M. The encoder and the language model are frozen. All ways
+train on the same recordings with log-normal durations. Each way adds one improvement to the previous one.
 """
 
 import argparse
@@ -47,7 +48,7 @@ SIZES = {
         },
     ),
 }
-# What is added one after the other.
+# Each way adds one improvement to the previous one.
 WAYS = {
     "plain": {"encoder_padding": "max_length", "skip_logits": False, "by_duration": False},
     "+ encoder at the length of the batch": {"encoder_padding": "longest", "skip_logits": False, "by_duration": False},
@@ -70,12 +71,15 @@ def build(size: str, encoder_padding: str, options: argparse.Namespace) -> LlmAs
     model.freeze_audio_tower()
     model.freeze_language_model()
     if options.activation_checkpointing:
-        model.activation_checkpointing_enable()
+        model.gradient_checkpointing_enable()
     return model.train()
 
 
 def make_batches(by_duration: bool, options: argparse.Namespace) -> list[list[float]]:
-    """Durations of recordings, batch by batch: a fixed count in random order, or as many padded seconds of like length."""
+    """
+    Durations of the recordings in each batch. A batch has a fixed number of recordings in random order, or recordings of
+    similar duration with the same number of padded seconds.
+    """
     rng = np.random.default_rng(0)
     durations = rng.lognormal(np.log(5.0), 0.6, size=options.recordings).clip(1.0, 25.0).tolist()
     if not by_duration:
@@ -108,7 +112,7 @@ def make_inputs(durations: list[float], model: LlmAsrForConditionalGeneration) -
 
 
 def peak_memory(device: str) -> int:
-    """Highest memory in use so far, in bytes."""
+    """Peak memory so far in bytes."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status").read_text()
@@ -116,7 +120,7 @@ def peak_memory(device: str) -> int:
 
 
 def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
-    """Seconds and peak extra bytes of an epoch, in a process of its own."""
+    """Measure the seconds and the peak extra bytes of an epoch in a separate process."""
     torch.set_num_threads(options.threads)
     way = WAYS[name]
     model = build(options.size, way["encoder_padding"], options)
@@ -128,11 +132,10 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
     if options.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
-        Path("/proc/self/clear_refs").write_text(
-            "5"
-        )  # resets the mark to what is in use now, before the allocator holds anything back
+        # Resets the peak to the current use, before the allocator keeps freed memory.
+        Path("/proc/self/clear_refs").write_text("5")
     before = peak_memory(options.device)
-    model(**inputs[0], skip_logits=skip_logits).loss.backward()  # warms up, and makes the gradients
+    model(**inputs[0], skip_logits=skip_logits).loss.backward()  # warms up, and allocates the gradients
     synchronize()
     start = time.perf_counter()
     for batch in inputs:

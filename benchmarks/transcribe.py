@@ -1,12 +1,12 @@
 """
-Time from features to text: our four projectors and the audio language models of Transformers, at equal size.
+Measures the time from features to text of our four projectors and of Transformers' audio language models of equal size.
 
     python benchmarks/transcribe.py --threads 2 --output docs/benchmarks/transcribe.json
 
-Weights are random. Encoders have the same depth and widths, and all models share one language model, so that what
-differs is how recordings are encoded and how many embeddings the language model reads for them. All get the same
-recordings, as many tokens of text in the prompt, and write the same number of tokens. `--compile` adds our decoding
-with a static cache, with and without `torch.compile`.
+Weights are random. Encoders have the same depth and widths, and all models share one language model. So models only differ in
+how they encode recordings and in the number of audio embeddings in the prompt. All models get the same recordings, have the
+same number of text tokens in the prompt, and generate the same number of tokens. `--compile` adds our decoding with a static
+cache, with and without `torch.compile`.
 """
 
 import argparse
@@ -42,12 +42,12 @@ from llm_asr.modeling.configuration_llm_asr import PROJECTOR_TYPES
 
 
 SAMPLING_RATE = 16_000
-PROMPT_TOKENS = 32  # of text, half of them before the audio
-TOKENS_PER_SECOND = 3.0  # fired by CIF; about what is spoken
+PROMPT_TOKENS = 32  # text tokens in the prompt, half of them before the audio
+TOKENS_PER_SECOND = 3.0  # rate of CIF, similar to that of speech
 
 
 class Size(NamedTuple):
-    """Dimensions that all models have in common, and those of our projectors where they are not the defaults."""
+    """Dimensions that all models share, and dimensions of our projectors that differ from the defaults."""
 
     audio: dict[str, int]
     text: dict[str, int]
@@ -105,7 +105,10 @@ def qwen3_asr_features(audio: list[np.ndarray], mel_bins: int) -> Features:
 
 
 def fun_asr_nano_features(audio: list[np.ndarray], mel_bins: int) -> Features:
-    """Noise in the shape of features, which take torchaudio to make: frames every 10 ms, 7 of them stacked every 6."""
+    """
+    Random features of the right shape, because extracting them needs torchaudio: a frame every 10 ms, with 7 frames stacked
+    every 6 frames.
+    """
     lengths = torch.tensor([-(-(1 + (len(each) - 400) // 160) // 6) for each in audio])
     mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
     return {"input_features": torch.randn(*mask.shape, 7 * mel_bins), "input_features_mask": mask}
@@ -120,7 +123,7 @@ def voxtral_features(audio: list[np.ndarray], mel_bins: int) -> Features:
 
 
 class Peer(NamedTuple):
-    """An audio language model of Transformers: what its feature extractor makes, and how it differs in cost."""
+    """An audio language model of Transformers, with its feature extraction and a description of its cost."""
 
     features: Callable[[list[np.ndarray], int], Features]
     difference: str
@@ -155,14 +158,16 @@ def build_ours(projector_type: str, size: Size, text_model: PreTrainedModel) -> 
         text_config=text_model.config,
         projector_config={**projector_config, **size.projector},
         audio_token_id=size.text["vocab_size"] - 1,
-        # A new configuration would forget what the language model has resolved.
+        # A new configuration loses the attention implementation that the language model has resolved.
         attn_implementation={"audio_config": "sdpa", "text_config": "sdpa"},
     )
     return LlmAsrForConditionalGeneration(config, text_model=text_model)
 
 
 def build_peer(name: str, size: Size, text_model: PreTrainedModel) -> PreTrainedModel:
-    """Where a model has parts that ours lacks, they are as wide, in proportion, as in the published checkpoint."""
+    """
+    Build a model of Transformers. Parts that our model lacks have the same relative width as in the published checkpoint.
+    """
     audio_width, text_width = size.audio["hidden_size"], size.text["hidden_size"]
     audio, others = {"model_type": f"{name}_encoder", **size.audio}, {}
     if name == "qwen3_asr":
@@ -179,7 +184,7 @@ def build_peer(name: str, size: Size, text_model: PreTrainedModel) -> PreTrained
         **others,
     )
     if name == "fun_asr_nano":
-        config.adaptor_config._attn_implementation = "sdpa"  # unresolved, it would be the slower "eager"
+        config.adaptor_config._attn_implementation = "sdpa"  # the default here would be the slower "eager"
     model = AutoModelForMultimodalLM.from_config(config)
     model.model.language_model, model.lm_head = text_model.model, text_model.lm_head
     return model
@@ -190,7 +195,7 @@ def millions(module: nn.Module) -> float:
 
 
 def why_not_granite_speech(size: Size) -> str:
-    """It takes the dimensions, and is not of equal size."""
+    """Why granite_speech is left out: with the same dimensions it has another size."""
     with torch.device("meta"):
         config = GraniteSpeechCTCEncoder.config_class(
             hidden_dim=size.audio["hidden_size"],
@@ -206,14 +211,14 @@ def why_not_granite_speech(size: Size) -> str:
 
 
 class Contestant:
-    """A model with the features and the prompts of one batch."""
+    """A model with the features and prompts of one batch."""
 
     def __init__(self, model: PreTrainedModel, audio: list[np.ndarray], extract: Callable, mel_bins: int):
         self.model = model
         self.seconds = sum(map(len, audio)) / SAMPLING_RATE
         self.features = self._move(extract(audio, mel_bins))
         is_ours = isinstance(model, LlmAsrForConditionalGeneration)
-        # Ours expands one audio token by itself; a peer is given as many as there will be embeddings.
+        # Our model expands one audio token itself. A peer needs as many audio tokens as embeddings.
         alone = {len(each): self._move(extract([each], mel_bins)) for each in audio}
         counts = {length: 1 if is_ours else len(self._encode(features)) for length, features in alone.items()}
         audio_token = model.config.audio_token_id
@@ -224,7 +229,7 @@ class Contestant:
             name: pad_sequence(rows, batch_first=True, padding_side="left").to(model.device)
             for name, rows in (("input_ids", prompts), ("attention_mask", masks))
         }
-        # Without an end token all write as many tokens as they may.
+        # Without an end token, all models generate the maximum number of tokens.
         model.generation_config = GenerationConfig(do_sample=False, pad_token_id=0)
 
     def _move(self, features: Features) -> Features:
@@ -235,16 +240,16 @@ class Contestant:
         return self.model.get_audio_features(**features, return_dict=True).pooler_output
 
     def encode(self) -> Tensor:
-        """The embeddings of all recordings, packed."""
+        """Compute the packed embeddings of all recordings."""
         return self._encode(self.features)
 
     def write(self, num_tokens: int, **kwargs) -> Tensor:
-        """The new tokens; peers return the prompt before them."""
+        """Generate, and return only the new tokens. Peers return the prompt before them."""
         tokens = self.model.generate(**self.features, **self.prompt, max_new_tokens=num_tokens, **kwargs)
         return tokens[:, -num_tokens:]
 
     def facts(self) -> dict[str, float]:
-        """What bears on the times; parameters are in millions."""
+        """Properties that influence the times. Numbers of parameters are in millions."""
         parts = self.model.model
         projector = parts.projector if hasattr(parts, "projector") else parts.multi_modal_projector
         return {
@@ -255,7 +260,7 @@ class Contestant:
 
 
 def run(function: Callable[[], Tensor], device: str) -> float:
-    """Seconds of one call."""
+    """Measure the seconds of one call."""
     synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
     synchronize()
     start = time.perf_counter()
@@ -265,7 +270,7 @@ def run(function: Callable[[], Tensor], device: str) -> float:
 
 
 def measure(contestants: dict[str, Contestant], options: argparse.Namespace) -> Rows:
-    """Medians of interleaved repeats, in milliseconds, and what bears on them."""
+    """Measure each model: medians of interleaved repeats in milliseconds, and properties that influence them."""
     repeats = {name: [] for name in contestants}
     for _ in range(options.repeats + 1):
         for name, each in contestants.items():
@@ -276,13 +281,13 @@ def measure(contestants: dict[str, Contestant], options: argparse.Namespace) -> 
             repeats[name].append((encode, first - encode, decode, whole))
     rows = {}
     for name, values in repeats.items():
-        medians = (1e3 * median(column) for column in zip(*values[1:], strict=True))  # the first warms up
+        medians = (1e3 * median(column) for column in zip(*values[1:], strict=True))  # the first repeat warms up
         rows[name] = dict(zip(MEASURES, medians, strict=True)) | contestants[name].facts()
     return rows
 
 
 def report(batch_size: int, rows: Rows) -> str:
-    """A Markdown table of one batch size; ratios are to our `conv`."""
+    """A Markdown table for one batch size. Ratios are relative to our `conv`."""
     baseline = rows[ours("conv")]
     facts = [key for key in baseline if key not in MEASURES]
     heads = [*MEASURES, *facts]
@@ -295,7 +300,7 @@ def report(batch_size: int, rows: Rows) -> str:
 
 
 def verdicts(results: dict[int, Rows]) -> list[str]:
-    """Whether ours is never slower end to end than a peer, and `cif` faster in prefill than `conv`."""
+    """Check two goals: our models are never slower end to end than a peer, and `cif` has a faster prefill than `conv`."""
     lines = []
     for name in map(ours, PROJECTOR_TYPES):
         ratios = {
@@ -320,15 +325,15 @@ def verdicts(results: dict[int, Rows]) -> list[str]:
 
 
 def measure_caches(contestant: Contestant, options: argparse.Namespace) -> Rows:
-    """Milliseconds a token of our decoding, and whether greedy tokens are those of the dynamic cache."""
+    """Measure our decoding in milliseconds per token, and compare the greedy tokens with those of the dynamic cache."""
     compile_config = CompileConfig(dynamic=False)
-    compile_config._compile_all_devices = True  # on a CPU, too, where `generate` would not
+    compile_config._compile_all_devices = True  # by default `generate` does not compile on a CPU
     ways = {
         "dynamic cache": {},
         "static cache": {"cache_implementation": "static", "disable_compile": True},
         "static cache, compiled": {"cache_implementation": "static", "compile_config": compile_config},
     }
-    torch.compiler.reset()  # batches of another size are another graph
+    torch.compiler.reset()  # another batch size needs another graph
     rows = {}
     for name, kwargs in ways.items():
         start = time.perf_counter()
@@ -362,9 +367,11 @@ def report_caches(batch_size: int, rows: Rows) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="small")
-    parser.add_argument("--seconds", type=float, nargs="+", default=[4.0], help="Length of recordings, or its range.")
+    parser.add_argument(
+        "--seconds", type=float, nargs="+", default=[4.0], help="Duration of recordings in seconds, or its range."
+    )
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16])
-    parser.add_argument("--tokens", type=int, default=32, help="New tokens of each recording.")
+    parser.add_argument("--tokens", type=int, default=32, help="Number of new tokens for each recording.")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")

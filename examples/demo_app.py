@@ -1,11 +1,11 @@
 """
-Try a checkpoint in the browser: record or upload speech, and see its transcript, when each word was spoken, and which experts
-worked on it.
+Runs a checkpoint in the browser: record or upload speech, and see its transcript, the times of its words, and the shares of the
+experts.
 
     pip install -e ".[app]"
     python examples/demo_app.py --model runs/demo-moe_cif
 
-It is served on this machine alone, unless --host names another address or --share asks for a public one.
+Only this machine can open the app, unless --host names another address or --share requests a public one.
 """
 
 import argparse
@@ -14,12 +14,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import gradio as gr
+
+try:
+    import gradio as gr
+except ImportError as error:
+    raise ImportError(
+        f'The app needs a package that is not installed ({error}): `pip install "llm-asr[app]"`.'
+    ) from error
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from transformers import Pipeline
 
+from llm_asr.commands.options import DTYPES, UsageError
+from llm_asr.commands.transcribe import load_transcriber
 from llm_asr.evaluation.expert_usage import expert_usage
 from llm_asr.modeling.expert_balance import count_expert_load
 from llm_asr.modeling.modeling_llm_asr import LlmAsrModel
@@ -27,19 +35,18 @@ from llm_asr.modeling.projector_llm_asr import ProjectorOutput
 from llm_asr.processing.audio import load_audio
 from llm_asr.processing.processing_llm_asr import SEGMENT_PAUSE
 from llm_asr.processing.timestamps import join_segments
-from llm_asr.transcribing import DTYPES, UsageError, load_transcriber
 
 
-LET_THE_MODEL_NAME_IT = "The model finds out"
+LET_THE_MODEL_NAME_IT = "Identified by the model"
 
-# More would be written on top of each other.
+# With more words, the labels of the plot would overlap.
 MAX_WORDS = 60
 MAX_PLOTTED_POINTS = 4000
 
 
 @contextmanager
 def watch_projector(model: LlmAsrModel) -> Iterator[list[ProjectorOutput]]:
-    """What the projector puts out within the block."""
+    """Collect the projector's outputs inside the block."""
     outputs: list[ProjectorOutput] = []
     hook = model.projector.register_forward_hook(lambda module, args, output: outputs.append(output))
     try:
@@ -50,13 +57,13 @@ def watch_projector(model: LlmAsrModel) -> Iterator[list[ProjectorOutput]]:
 
 def plot_times(waveform: np.ndarray, sampling_rate: int, chunks: list[dict], write_text: bool) -> Figure:
     """
-    Draw when something was said over the waveform.
+    Draw the waveform and the times of words or segments.
 
     Args:
         waveform (`np.ndarray` of shape `(num_samples,)`): The recording.
         sampling_rate (`int`): Samples per second.
         chunks (`list[dict]`): `{"text": str, "timestamp": (start, end)}`, in seconds.
-        write_text (`bool`): Whether to write what was said, too.
+        write_text (`bool`): Whether to write the text of each chunk.
     """
     figure = Figure(figsize=(11, 3), layout="constrained")
     axes = figure.subplots()
@@ -77,19 +84,19 @@ def plot_times(waveform: np.ndarray, sampling_rate: int, chunks: list[dict], wri
 def transcribe(
     transcriber: Pipeline, file: str | None, language: str, context: str
 ) -> tuple[str, str, Figure | None, list[list] | None, dict[str, float] | None]:
-    """Transcript, language, plot, times and shares of experts; nothing of them, and a message, if something is wrong."""
+    """Return transcript, language, plot, times and shares of experts. For an error, show a message and return nothing."""
     sampling_rate, config = transcriber.processor.sampling_rate, transcriber.model.config.projector_config
     options = {"prompt": context.strip() or None, "language": None if language == LET_THE_MODEL_NAME_IT else language}
     nothing = ("", "", None, None, None)
     if file is None:
-        gr.Warning("Record or upload something first.")
+        gr.Warning("Record or upload speech first.")
         return nothing
     try:
         waveform = load_audio(file, sampling_rate)
         with watch_projector(transcriber.model.model) as projected:
             result = transcriber(waveform, return_timestamps="word" if config.uses_cif else True, **options)
     except ValueError as error:
-        # Where uploads are kept is nobody's business.
+        # Do not reveal the folder of uploads.
         gr.Warning(html.escape(str(error).replace(file, Path(file).name)))
         return nothing
     if not result["text"]:
@@ -116,7 +123,7 @@ def transcribe(
 def build_app(transcriber: Pipeline) -> gr.Blocks:
     config = transcriber.model.config.projector_config
     languages = [LET_THE_MODEL_NAME_IT, *sorted(transcriber.processor.languages.values())]
-    # What is uploaded is deleted within two hours.
+    # Uploads are deleted within two hours.
     with gr.Blocks(title="llm-asr", analytics_enabled=False, delete_cache=(3600, 3600)) as app:
         gr.Markdown(f"# llm-asr\nSpeech recognition with a `{config.projector_type}` projector.")
         with gr.Row():
@@ -129,7 +136,7 @@ def build_app(transcriber: Pipeline) -> gr.Blocks:
                 text = gr.Textbox(label="Transcript", lines=4, buttons=["copy"], elem_id="transcript")
                 spoken = gr.Textbox(label="Language of the recording", elem_id="spoken-language")
                 shares = gr.Label(
-                    label="Share of the recording that each expert works on",
+                    label="Share of the recording that each expert processes",
                     num_top_classes=config.num_experts,
                     show_heading=False,
                     visible=config.uses_experts,
@@ -154,11 +161,15 @@ def build_app(transcriber: Pipeline) -> gr.Blocks:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="Folder or Hub id of a checkpoint.")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="Of the weights; by default as saved.")
-    parser.add_argument("--trust-remote-code", action="store_true", help="Run code that the checkpoint brings.")
-    parser.add_argument("--host", default="127.0.0.1", help="Address to serve on; by default this machine alone.")
-    parser.add_argument("--port", type=int, help="Port to serve on; by default the first free one from 7860.")
+    parser.add_argument("--device", default="auto", help="Device: auto, cpu, cuda, cuda:1, mps, ...")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="auto", help="Dtype of the weights; by default the saved one."
+    )
+    parser.add_argument("--trust-remote-code", action="store_true", help="Run code from the checkpoint.")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="Address to listen on; by default only this machine can connect."
+    )
+    parser.add_argument("--port", type=int, help="Port to listen on; by default the first free one from 7860.")
     parser.add_argument(
         "--share", action="store_true", help="Also serve on a public address, through Gradio's servers."
     )

@@ -1,10 +1,9 @@
 """
-Draw the curves of one or several training runs.
+Draws the curves of one or several training runs.
 
     python examples/plot_training.py runs/first runs/second --output curves.png
 
-A run is its `output_dir`; of a run that is not finished, the newest checkpoint is read. Each quantity has a panel of its
-own, and those that no run logged are left out.
+Pass the `output_dir` of each run. For an unfinished run, the newest checkpoint is read. Each logged quantity gets a panel.
 """
 
 import argparse

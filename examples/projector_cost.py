@@ -1,5 +1,5 @@
 """
-Parameters and operations of every type of projector, and of `conv` and `cif` projectors of equal size.
+Prints the parameters and operations of all projector types, and of `conv` and `cif` projectors of equal size.
 
     python examples/projector_cost.py                     # Whisper-large-v3 and Qwen2.5-7B
     python examples/projector_cost.py --model CHECKPOINT --tokens-per-second 2.7
@@ -16,7 +16,7 @@ from llm_asr.modeling.configuration_llm_asr import PROJECTOR_TYPES
 
 
 def with_projector(config: LlmAsrConfig, projector_config: LlmAsrProjectorConfig) -> LlmAsrConfig:
-    """`config` with another projector."""
+    """Replace the projector of `config`."""
     return LlmAsrConfig(
         audio_config=config.audio_config,
         text_config=config.text_config,
@@ -27,8 +27,8 @@ def with_projector(config: LlmAsrConfig, projector_config: LlmAsrProjectorConfig
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="Folder or Hub id of a checkpoint whose sizes to take.")
-    parser.add_argument("--tokens-per-second", type=float, default=4.0, help="Embeddings that CIF fires a second.")
+    parser.add_argument("--model", help="Folder or Hub id of a checkpoint with the wanted sizes.")
+    parser.add_argument("--tokens-per-second", type=float, default=4.0, help="Embeddings per second from CIF.")
     args = parser.parse_args()
     if args.model is None:
         config = LlmAsrConfig(

@@ -1,10 +1,10 @@
 """
-Train the demo with and without balancing of its experts, over several seeds, and report how evenly they are used.
+Trains the demo with and without balancing of its experts, over several seeds, and reports how evenly they are used.
 
     QUICK=1 make demo
-    python examples/demo/balance_experts.py --output docs/moe/balance.json
+    python examples/demo/balance_experts.py --output docs/benchmarks/expert_balance.json
 
-Each run takes a few minutes; what is finished is not run again.
+Each run takes a few minutes. Finished runs are not repeated.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import yaml
 
 EXAMPLES = Path(__file__).parents[1]
 NO_LOSSES = {"router_aux_loss_coef": 0.0, "router_z_loss_coef": 0.0}
-# What is added to the demo's recipe, with eight experts.
+# Options of each variant, in addition to the demo's recipe with eight experts.
 VARIANTS = {
     "no balancing": NO_LOSSES,
     "load-balancing loss": {},
@@ -43,7 +43,7 @@ VARIANTS = {
 
 
 def run(variant: str, seed: int, args: argparse.Namespace) -> dict:
-    """Train and evaluate one variant with one seed, unless that was done before."""
+    """Train and evaluate one variant with one seed, unless its report exists."""
     folder = args.runs / f"{variant.replace(', ', '-').replace(' ', '-')}-{seed}"
     report = folder / "test.json"
     if not report.exists():
@@ -65,12 +65,12 @@ def run(variant: str, seed: int, args: argparse.Namespace) -> dict:
         (folder / "recipe.json").write_text(json.dumps(recipe, indent=1))
         test = str(args.data / "test.jsonl")
         for command in (
-            [str(EXAMPLES / "train.py"), str(folder / "recipe.json")],
-            [str(EXAMPLES / "evaluate.py"), "--model", str(folder), "--dataset", test, "--output", str(report)],
+            ["train", str(folder / "recipe.json")],
+            ["evaluate", "--model", str(folder), "--dataset", test, "--output", str(report)],
         ):
             with (folder / "log.txt").open("a") as log:
                 subprocess.run(
-                    [sys.executable, *command],
+                    [sys.executable, "-m", "llm_asr", *command],
                     check=True,
                     stdout=log,
                     stderr=log,
@@ -82,13 +82,15 @@ def run(variant: str, seed: int, args: argparse.Namespace) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("data/demo-quick"), help="Folder that compose.py wrote.")
+    parser.add_argument(
+        "--data", type=Path, default=Path("data/demo-quick"), help="Folder with the data of compose.py."
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/balance"), help="Folder for checkpoints and logs.")
     parser.add_argument("--output", type=Path, required=True, help="JSON file for the figures.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3])
     parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--processes", type=int, default=2, help="Runs at a time.")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each.")
+    parser.add_argument("--processes", type=int, default=2, help="Number of concurrent runs.")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each run.")
     args = parser.parse_args()
 
     todo = [(variant, seed) for seed in args.seeds for variant in VARIANTS]

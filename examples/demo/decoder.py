@@ -1,5 +1,5 @@
 """
-A small language model for the demo: its own tokenizer, trained on the transcripts, and random weights.
+Creates a small language model for the demo, with random weights and a tokenizer that is trained on the transcripts.
 
     python examples/demo/decoder.py --dataset data/demo/train.jsonl --output data/demo/decoder
 """
@@ -14,12 +14,12 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM,
 from llm_asr.processing.processing_llm_asr import LANGUAGE_CODE_TO_NAME, LANGUAGE_END
 
 
-# The model only ever transcribes, so a turn needs no more than its words and an end.
+# The model only transcribes, so the template joins the contents without roles.
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 
 def train_tokenizer(dataset: Path, vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of transcripts and of the sentences that ask for them."""
+    """Train a byte-level BPE tokenizer on transcripts and on transcription requests."""
     rows = [json.loads(line) for line in dataset.read_text(encoding="utf-8").splitlines()]
     requests = ["Transcribe the speech.", "Name the language and transcribe the speech."]
     for code in sorted({row["language"] for row in rows if row["language"]}):
@@ -34,7 +34,7 @@ def train_tokenizer(dataset: Path, vocab_size: int) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    # Often enough for every request to become a few tokens.
+    # Repeat the requests, so that each is encoded in a few tokens.
     tokenizer.train_from_iterator([row["text"] for row in rows] + requests * len(rows), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -46,7 +46,7 @@ def train_tokenizer(dataset: Path, vocab_size: int) -> PreTrainedTokenizerFast:
 
 
 def build_decoder(dataset: Path, output: Path, vocab_size: int = 512, seed: int = 0) -> None:
-    """Write the tokenizer and a Qwen2 model of about four million random parameters to `output`."""
+    """Write the tokenizer and a Qwen2 model with about four million random parameters to `output`."""
     set_seed(seed)
     tokenizer = train_tokenizer(dataset, vocab_size)
     config = Qwen2Config(

