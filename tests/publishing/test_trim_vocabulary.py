@@ -187,7 +187,9 @@ def test_rare_words_are_divided_into_tokens_that_are_frequent(kind):
 def test_words_that_rare_tokens_alone_can_write_are_not_removed():
     words = Tokenizer(models.WordLevel({"one": 0, "two": 1, "<unk>": 2, "<eos>": 3}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="<eos>", pad_token="<eos>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="<unk>", eos_token="<eos>", pad_token="<eos>"
+    )
     with pytest.raises(ValueError, match="cannot be trimmed"):
         trim_vocabulary(make_model("qwen2", tokenizer), tokenizer, ["one one", "two"], min_count=2)
 
