@@ -10,8 +10,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..processing.languages import LANGUAGE_CODE_TO_NAME
-from ..processing.processing_llm_asr import DEFAULT_CHAT_TEMPLATE, DEFAULT_TRANSCRIPTION_TEMPLATE, LANGUAGE_END
+from ..processing.processing_llm_asr import DEFAULT_CHAT_TEMPLATE, DEFAULT_TRANSCRIPTION_TEMPLATE
 from ..processing.rendering import render_request
+from ..processing.transcripts_llm_asr import LANGUAGE_END
 from .tokenizer_vocabulary import add_components, find_characters, find_indispensable, read_state, trim_tokenizer
 
 
