@@ -18,7 +18,7 @@ from transformers import (
 
 from llm_asr import LlmAsrForConditionalGeneration, LlmAsrProcessor
 from llm_asr.cli import main
-from llm_asr.publishing.trim_vocabulary import trim_vocabulary
+from llm_asr.publishing.trim_vocabulary import repeat_trimming, trim_vocabulary
 
 
 # What the original tokenizers have learnt, and the part of it that is kept.
@@ -262,6 +262,25 @@ def test_the_command_writes_a_model_to_compose_from(tmp_path, parts, capsys):
 
     assert main([*command, str(output)]) == 2
     assert "trimmed" in capsys.readouterr().err
+    repeat = [
+        "trim-vocabulary",
+        str(tmp_path / "model"),
+        "--repeat",
+        str(output / "trimmed_vocabulary.json"),
+        "--output",
+    ]
+    assert main([*repeat, str(tmp_path / "again")]) == 0
+    for file in (
+        "model.safetensors",
+        "tokenizer.json",
+        "config.json",
+        "generation_config.json",
+        "trimmed_vocabulary.json",
+    ):
+        assert (tmp_path / "again" / file).read_bytes() == (output / file).read_bytes()
+    assert main([*repeat[:2], str(tmp_path / "lines.txt"), *repeat[2:], str(tmp_path / "both")]) == 2
+    assert "either TEXTS or --repeat" in capsys.readouterr().err
+
     assert main([*command, str(tmp_path / "fewer"), "--min-count", "2"]) == 0
     assert len(json.loads((tmp_path / "fewer" / "trimmed_vocabulary.json").read_text())["old_ids"]) < len(old_ids)
 
@@ -283,6 +302,27 @@ def test_texts_must_be_there_and_strings():
         trim_vocabulary(model, tokenizer, ["one", None])
     with pytest.raises(ValueError, match="`texts` is empty"):
         trim_vocabulary(model, tokenizer, [" ", ""])
+
+
+def test_only_the_list_of_a_trimming_is_repeated(tmp_path, capsys):
+    tokenizer = make_byte_level_bpe()
+    model = make_model("qwen2", tokenizer)
+    with pytest.raises(ValueError, match=r"tokens \[99999\], which the tokenizer does not have"):
+        repeat_trimming(model, tokenizer, [0, 99999])
+    with pytest.raises(ValueError, match="another order"):
+        repeat_trimming(model, tokenizer, [5, 3])
+    for content in ("{}", "[1]", '{"old_ids": ["a"]}', "no json"):
+        (tmp_path / "ids.json").write_text(content)
+        command = [
+            "trim-vocabulary",
+            str(tmp_path),
+            "--repeat",
+            str(tmp_path / "ids.json"),
+            "--output",
+            str(tmp_path / "x"),
+        ]
+        assert main(command) == 2
+        assert "old_ids" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "texts",
         metavar="TEXTS",
-        nargs="+",
+        nargs="*",
         type=Path,
         help="Texts as the model is to write them: JSON lines with a column of texts, or other files with a text a line.",
+    )
+    parser.add_argument(
+        "--repeat",
+        metavar="FILE",
+        type=Path,
+        help=f"{OLD_IDS_FILE} of an earlier trimming, which is repeated without its texts.",
     )
     parser.add_argument("--output", metavar="OUT", type=Path, required=True, help="Folder to write; new or empty.")
     parser.add_argument(
@@ -42,19 +48,25 @@ def run(args: argparse.Namespace) -> int:
         `UsageError`: If there is no such model, it cannot be trimmed, a file of texts cannot be read, or there is something in
             the output folder.
     """
+    if bool(args.texts) == (args.repeat is not None):
+        raise UsageError("pass either TEXTS or --repeat FILE.")
+    old_ids = None if args.repeat is None else read_old_ids(args.repeat)
     texts = [text for path in args.texts for text in read_texts(path, args.text_column)]
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from ..atomic_writing import atomic_folder
     from ..publishing.export import check_is_new
-    from ..publishing.trim_vocabulary import trim_vocabulary
+    from ..publishing.trim_vocabulary import repeat_trimming, trim_vocabulary
 
     try:
         check_is_new(args.output)
         with loading(repr(args.model)):
             tokenizer = AutoTokenizer.from_pretrained(args.model)
             model = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype)
-        trimmed, new_tokenizer, old_ids = trim_vocabulary(model, tokenizer, texts, args.min_count)
+        if old_ids is None:
+            trimmed, new_tokenizer, old_ids = trim_vocabulary(model, tokenizer, texts, args.min_count)
+        else:
+            trimmed, new_tokenizer = repeat_trimming(model, tokenizer, old_ids)
     except (OSError, TypeError, ValueError) as error:
         raise UsageError(error) from error
     with atomic_folder(args.output) as partial:
@@ -66,6 +78,22 @@ def run(args: argparse.Namespace) -> int:
         f"{args.output}: {len(old_ids):,} of {len(tokenizer):,} tokens, {after / 1e6:.1f} of {before / 1e6:.1f} M weights"
     )
     return 0
+
+
+def read_old_ids(path: Path) -> list[int]:
+    """
+    Read the tokens of an earlier trimming.
+
+    Raises:
+        `UsageError`: If the file cannot be read, or has no such list.
+    """
+    try:
+        old_ids = json.loads(path.read_text(encoding="utf-8"))["old_ids"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UsageError(f"{str(path)!r} has no `old_ids`: {error}") from error
+    if not isinstance(old_ids, list) or not old_ids or not all(type(index) is int for index in old_ids):
+        raise UsageError(f"`old_ids` of {str(path)!r} must be a list of ids of tokens.")
+    return old_ids
 
 
 def read_texts(path: Path, column: str) -> Iterator[str]:

@@ -89,6 +89,38 @@ def trim_vocabulary(
     return trimmed, new_tokenizer, old_ids
 
 
+def repeat_trimming(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, old_ids: Sequence[int]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """
+    Trim a language model as before, without the texts.
+
+    Args:
+        model ([`PreTrainedModel`]): The causal language model that was trimmed. It is not changed.
+        tokenizer ([`PreTrainedTokenizerBase`]): Its fast tokenizer.
+        old_ids (`Sequence[int]`): What [`trim_vocabulary`] returned: the old id of each new id.
+
+    Returns:
+        The same model and tokenizer as [`trim_vocabulary`] returned.
+
+    Raises:
+        `ValueError`: If `old_ids` were not made by trimming this tokenizer, or the model or the tokenizer cannot be trimmed.
+    """
+    _check_model(model)
+    tokens_by_id = {index: token for token, index in tokenizer.get_vocab().items()}
+    unknown = sorted(set(old_ids) - tokens_by_id.keys())
+    if unknown:
+        raise ValueError(
+            f"`old_ids` names tokens {unknown[:3]}, which the tokenizer does not have; pass the tokenizer that was trimmed."
+        )
+    new_tokenizer, found = trim_tokenizer(tokenizer, [tokens_by_id[index] for index in old_ids])
+    if found != list(old_ids):
+        raise ValueError(
+            "`old_ids` is in another order than a trimming makes; pass the list that `trim_vocabulary` returned."
+        )
+    return _keep_rows(model, found), new_tokenizer
+
+
 def request_texts(tokenizer: PreTrainedTokenizerBase) -> Iterable[str]:
     """The prompts of [`LlmAsrProcessor`] with each language and with none, and what a transcript begins with."""
     chat_template = tokenizer.chat_template or DEFAULT_CHAT_TEMPLATE
