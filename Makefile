@@ -27,7 +27,7 @@ ifeq (,$(findstring cif,$(PROJECTOR)))
 TRAIN_ARGS += --projector '{"draft_head": false}'
 endif
 
-.PHONY: demo test test-app test-transformers test-versions test-vllm lint types docs
+.PHONY: demo open-demo try test test-app test-transformers test-versions test-vllm lint types docs
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -52,6 +52,30 @@ demo: $(DATA)/whisper-base/model.safetensors $(DEMO)/decoder/model.safetensors
 		--audio_model $(DATA)/whisper-base --text_model $(DEMO)/decoder --train_dataset $(DEMO)/train.jsonl \
 		--eval_dataset $(DEMO)/validation.jsonl --feature_cache $(DATA)/features --output_dir $(RUN) $(TRAIN_ARGS)
 	$(BIN)/llm-asr evaluate --model $(RUN) --dataset $(DEMO)/test.jsonl --output $(RUN)/test.json
+
+# Whole sentences in English, Russian, Czech and Dutch. An interrupted training continues where it was.
+OPEN := $(DATA)/open
+GEMMA := $(DATA)/gemma-3-270m-trimmed
+
+$(OPEN)/test.jsonl: | $(VENV)/.installed
+	$(BIN)/python examples/demo/open_speech.py --output $(OPEN) --packages $(DATA)/packages $(OPEN_ARGS)
+
+$(DATA)/gemma-3-270m/model.safetensors: | $(VENV)/.installed
+	$(BIN)/python examples/demo/gemma.py --output $(DATA)/gemma-3-270m
+
+$(GEMMA)/model.safetensors: $(DATA)/gemma-3-270m/model.safetensors
+	$(BIN)/llm-asr trim-vocabulary $(DATA)/gemma-3-270m --repeat examples/open-model/trimmed_vocabulary.json --output $(GEMMA)
+
+open-demo: $(DATA)/whisper-base/model.safetensors $(GEMMA)/model.safetensors $(OPEN)/test.jsonl
+	@echo "Training takes about $(OPEN_HOURS) hours on two CPU cores. Stop it at any time; 'make open-demo' continues."
+	$(BIN)/llm-asr train examples/recipes/open/1-drafts.yaml --resume_from_checkpoint true
+	$(BIN)/llm-asr train examples/recipes/open/2-lora.yaml --resume_from_checkpoint true
+	$(BIN)/llm-asr evaluate --model runs/open --dataset $(OPEN)/test.jsonl --output runs/open/test.json
+
+# Transcribes sentences that the model has not been trained on, or with `make try FILES="my.wav"` your recordings.
+try: OPEN_ARGS := --sources queen
+try: $(DATA)/whisper-base/model.safetensors $(GEMMA)/model.safetensors $(if $(FILES),,$(OPEN)/test.jsonl)
+	$(BIN)/python examples/demo/try_open_model.py --dataset $(OPEN)/test.jsonl $(FILES)
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile

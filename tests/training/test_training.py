@@ -255,6 +255,13 @@ def test_datasets_are_described_in_one_way(parts, dataset_file, tmp_path):
         train.main([recipe(parts, dataset_file, tmp_path / "b", **options)])
 
 
+def test_a_single_checkpoint_is_refused_before_recordings_are_encoded(parts, dataset_file, tmp_path):
+    options = {"save_total_limit": 1, "feature_cache": str(tmp_path / "features")}
+    with pytest.raises(ValueError, match="`save_total_limit` must be at least 2"):
+        train.main([recipe(parts, dataset_file, tmp_path / "run", **options)])
+    assert not (tmp_path / "features").exists()
+
+
 RECIPES = sorted((Path(__file__).parents[2] / "examples/recipes").glob("*/[0-9]*.yaml"))
 
 
@@ -262,8 +269,9 @@ RECIPES = sorted((Path(__file__).parents[2] / "examples/recipes").glob("*/[0-9]*
 def test_recipes_are_of_known_options(file):
     # Without a GPU, bfloat16 training is not available.
     model_args, data_args, training_args = train.parse_arguments([str(file), "--bf16", "false"])
-    specs = [DatasetSpec.from_dict(spec) for spec in data_args.train_datasets]
-    assert len({spec.source for spec in specs}) == len(specs)
+    if data_args.train_dataset is None:
+        specs = [DatasetSpec.from_dict(spec) for spec in data_args.train_datasets]
+        assert len({spec.source for spec in specs}) == len(specs)
     assert training_args.save_total_limit >= 2
     if model_args.model is not None:
         earlier = [train.parse_arguments([str(other), "--bf16", "false"])[2].output_dir for other in RECIPES]

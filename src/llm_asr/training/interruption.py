@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 from transformers.utils import logging
 
@@ -82,12 +82,17 @@ class ManifestCallback(TrainerCallback):
     ```
     """
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    @staticmethod
+    def check_arguments(args: TrainingArguments) -> None:
+        """Raise the `ValueError` before training starts, for programs that compute something first."""
         if args.save_total_limit == 1:
             raise ValueError(
                 "`save_total_limit` must be at least 2, so that a run that is killed while it saves leaves a complete "
                 "checkpoint."
             )
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.check_arguments(args)
         if not args.should_save or not os.path.isdir(args.output_dir):
             return
         # Checkpoints with more steps than the start of this run belong to another run or will be overwritten.

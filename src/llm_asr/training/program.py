@@ -152,6 +152,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: L
         `SystemExit`: With 128 plus the number of the signal, if a signal has ended training.
         `ValueError`: If options contradict each other, or a dataset cannot be used.
     """
+    ManifestCallback.check_arguments(training_args)
     set_seed(training_args.seed)
     filters = RowFilters(
         data_args.min_duration,
