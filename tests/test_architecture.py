@@ -32,7 +32,7 @@ LAYERS = [
     {"dataset_transcription"},
     {"llm_asr"},
     {"registration"},
-    {"datasets_asr", "subtitles"},
+    {"datasets_asr", "keyword_lists", "subtitles"},
     {"modeling", "processing"},
     {"atomic_writing", "file_stamps", "memory"},
 ]
