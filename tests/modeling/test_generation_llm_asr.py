@@ -235,6 +235,28 @@ def test_a_right_draft_takes_one_pass_and_a_wrong_token_one_more(parts, recordin
     assert passes([other] * len(transcript)) == len(transcript) + 1
 
 
+@pytest.mark.parametrize("projector_type", ["conv", "moe_cif"])
+def test_a_draft_from_elsewhere(parts, recordings, forwards, projector_type):
+    """Such as the transcript of the first part of the recording. It needs no draft head."""
+    model, processor = compose(parts, projector_type)
+    inputs = processor.apply_transcription_request(recordings[1])
+    options = {"max_new_tokens": 8, "min_new_tokens": 8}
+    greedy = model.generate(**inputs, **options)
+    forwards.watch(model)
+    for draft_ids, most in ((greedy[0], 1), (greedy[0, :5], 4), (greedy[0, 2:], 8), (torch.tensor([5, 7]), 8)):
+        forwards.count = 0
+        assert torch.equal(model.generate(**inputs, **options, draft_ids=draft_ids), greedy)
+        assert forwards.count <= most
+    with pytest.raises(ValueError, match="`draft_ids` take the place of the draft head"):
+        model.generate(**inputs, draft_ids=greedy[0], use_draft=True)
+    with pytest.raises(ValueError, match="`draft_ids` need one recording at a time, and there are 3"):
+        model.generate(**processor.apply_transcription_request(recordings), draft_ids=greedy[0])
+    with pytest.raises(ValueError, match="`draft_ids` need a recording"):
+        model.generate(inputs["input_ids"], draft_ids=greedy[0])
+    with pytest.raises(ValueError, match="`num_beams` must be 1"):
+        model.generate(**inputs, draft_ids=greedy[0], num_beams=2)
+
+
 def test_drafts_with_sampling_and_fallback(parts, recordings):
     model, processor = make(parts)
     inputs = processor.apply_transcription_request(recordings[1])
