@@ -33,8 +33,8 @@ from llm_asr.modeling.expert_balance import count_expert_load
 from llm_asr.modeling.modeling_llm_asr import LlmAsrModel
 from llm_asr.modeling.projector_llm_asr import ProjectorOutput
 from llm_asr.processing.audio import load_audio
-from llm_asr.processing.processing_llm_asr import SEGMENT_PAUSE
 from llm_asr.processing.timestamps import join_segments
+from llm_asr.processing.transcripts_llm_asr import SEGMENT_PAUSE
 
 
 LET_THE_MODEL_NAME_IT = "Identified by the model"

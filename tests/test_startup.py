@@ -32,6 +32,8 @@ def run_and_list_modules(*arguments):
     [
         (["--help"], 0, "usage: llm-asr"),
         (["transcribe", "--help"], 0, "--timestamps"),
+        (["align", "--help"], 0, "--text-file"),
+        (["align", "nowhere.wav", "uno", "--model", "nowhere"], 2, "'nowhere.wav' is not a file"),
         (["serve", "--help"], 0, "--cors-origins"),
         (["push", "--help"], 0, "--dry-run"),
         (["inspect", "--help"], 0, "--json"),

@@ -11,7 +11,8 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, set_seed
 
-from llm_asr.processing.processing_llm_asr import LANGUAGE_CODE_TO_NAME, LANGUAGE_END
+from llm_asr.processing.processing_llm_asr import LANGUAGE_CODE_TO_NAME
+from llm_asr.processing.transcripts_llm_asr import LANGUAGE_END
 
 
 # The model only transcribes, so the template joins the contents without roles.

@@ -4,7 +4,19 @@ import argparse
 import os
 import sys
 
-from .commands import card, evaluate, export, inspect, leaderboard, push, serve, train, transcribe, trim_vocabulary
+from .commands import (
+    align,
+    card,
+    evaluate,
+    export,
+    inspect,
+    leaderboard,
+    push,
+    serve,
+    train,
+    transcribe,
+    trim_vocabulary,
+)
 from .commands.options import UsageError, describe_error
 
 
@@ -14,6 +26,7 @@ TRACEBACK_VARIABLE = "LLM_ASR_TRACEBACK"
 # Each module has `add_arguments(parser)` and `run(args) -> exit status`. Its docstring gives the help text.
 COMMANDS = {
     "transcribe": transcribe,
+    "align": align,
     "train": train,
     "evaluate": evaluate,
     "leaderboard": leaderboard,

@@ -28,7 +28,7 @@ NOT_RUN = {
     "takes more than a minute": 14,
     "needs several GPUs": 3,
     "needs vLLM": 2,
-    "needs the checkpoint of the demo": 3,
+    "needs the checkpoint of the demo": 4,
     "needs bitsandbytes": 1,
     "needs Docker": 1,
     "runs until it is stopped": 1,

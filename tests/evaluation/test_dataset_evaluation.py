@@ -69,6 +69,27 @@ def test_the_report_has_what_the_projector_has(parts, run, capsys, projector_typ
         assert "mutual information" in printed
 
 
+def test_word_boundaries_of_recognised_and_given_text(parts, run, capsys):
+    save_model(parts, run.model, "cif")
+    rows = [json.loads(line) for line in run.dataset.read_text().splitlines()]
+    for row in rows:
+        row["words"] = [
+            {"word": word, "start": 0.3 * index, "end": 0.3 * (index + 1)}
+            for index, word in enumerate(row["text"].split())
+        ]
+    run.dataset.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = run()
+    # The random model recognises no recording, but the given text always has its own words.
+    assert report["boundaries"] == {}
+    assert {name: found["recordings"] for name, found in report["given_boundaries"].items()} == {
+        "en": 4,
+        "es": 4,
+        "all": 8,
+    }
+    assert 0 < report["given_boundaries"]["all"]["boundary_error_ms"] < 900
+    assert "Word boundaries of the given transcripts" in capsys.readouterr().out
+
+
 def test_datasets_and_silences_are_reported_apart(parts, run):
     save_model(parts, run.model, "conv")
     rows = [json.loads(line) for line in run.dataset.read_text().splitlines()]

@@ -25,7 +25,9 @@ def silence(seconds):
 @pytest.fixture(scope="module")
 def speech():
     """Three segments: 1.8 s, 5 s, which is longer than the encoder's window of 3 s, and 0.4 s."""
-    return np.concatenate([silence(1), noise(1.8, 1), silence(1), noise(5, 2), silence(1), noise(0.4, 3), silence(0.2)])
+    return np.concatenate(
+        [silence(1), noise(1.8, 1), silence(1), noise(5, 2), silence(1), noise(0.4, 3), silence(0.2)]
+    )
 
 
 def make(parts, projector_type="moe_cif", **kwargs):

@@ -284,6 +284,21 @@ def test_a_recording_is_drafted_alone_as_in_a_batch(parts, recordings):
     torch.testing.assert_close(together, torch.cat(alone))
 
 
+def test_a_residual_draft_head_adds_to_the_embeddings(parts, recordings, tmp_path):
+    model, processor = make(parts, draft_residual=True)
+    plain, residual = DraftHead(make(parts)[0].config), model.draft_head
+    plain.load_state_dict(residual.state_dict())
+    embeds, lengths = torch.randn(5, model.config.text_config.hidden_size), torch.tensor([3, 2])
+    torch.testing.assert_close(residual(embeds, lengths), embeds + plain(embeds, lengths))
+
+    batch = processor.apply_transcription_request(recordings, transcription=["one", "two", "three"])
+    loss = model(**batch).draft_loss
+    model.save_pretrained(tmp_path)
+    torch.testing.assert_close(type(model).from_pretrained(tmp_path)(**batch).draft_loss, loss)
+    with pytest.raises(ValueError, match="`draft_residual` is an option of the draft head"):
+        make(parts, draft_residual=True, draft_head=False)
+
+
 def test_draft_labels_are_the_transcripts_alone():
     labels = torch.tensor(
         [[-100, 8, 9, 5, 6, 7, 2], [-100, -100, 5, 2, -100, -100, -100], [-100, 2, -100, -100, -100, -100, -100]]

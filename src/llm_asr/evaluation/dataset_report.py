@@ -81,9 +81,12 @@ def write_report(
         }
         tables.add_report(report["lengths"], "Token counts of CIF", headers)
         if "words" in columns:
-            report["boundaries"] = boundary_report(rows, outputs)
             headers = {"recordings": "recordings", "boundary_error_ms": "mean error (ms)"}
+            report["boundaries"] = boundary_report(rows, [output["chunks"] for output in outputs])
             tables.add_report(report["boundaries"], "Word boundaries where all words are right", headers)
+            given = [measure.get("given_words", []) for measure in measures]
+            report["given_boundaries"] = boundary_report(rows, given)
+            tables.add_report(report["given_boundaries"], "Word boundaries of the given transcripts", headers)
     if rows and config.projector_config.uses_experts:
         usage = expert_usage(np.array([measure["expert_load"] for measure in measures]), languages)
         report["expert_usage"] = {"projector.moe": usage}
@@ -103,12 +106,12 @@ of words, or of characters in languages written without spaces."""
     options.output.with_suffix(".md").write_text("\n\n".join([heading, *tables.markdown]) + "\n", encoding="utf-8")
 
 
-def boundary_report(rows: list[dict], outputs: list[dict]) -> dict[str, dict[str, float]]:
-    """Mean absolute error of word boundaries in milliseconds, over the recordings whose words are all correct."""
+def boundary_report(rows: list[dict], words: list[list[dict]]) -> dict[str, dict[str, float]]:
+    """Mean absolute error of boundaries of `words` in milliseconds, over the recordings whose words are all correct."""
     errors: dict[str, list[float]] = {}
     correct: dict[str, int] = {}
-    for row, output in zip(rows, outputs, strict=True):
-        found = boundary_errors(row["words"], output["chunks"])
+    for row, found_words in zip(rows, words, strict=True):
+        found = boundary_errors(row["words"], found_words)
         for group in (row.get("language", ""), "all"):
             errors.setdefault(group, []).extend(found)
             correct[group] = correct.get(group, 0) + bool(found)

@@ -1,7 +1,5 @@
 """Transcribes a stream of audio while it arrives."""
 
-import math
-
 import numpy as np
 import torch
 
@@ -75,7 +73,7 @@ class LlmAsrStream:
         self.model = model
         self.processor = processor
         self.sampling_rate = processor.sampling_rate if sampling_rate is None else sampling_rate
-        if not isinstance(self.sampling_rate, int) or not MIN_SAMPLING_RATE <= self.sampling_rate:
+        if not isinstance(self.sampling_rate, int) or self.sampling_rate < MIN_SAMPLING_RATE:
             raise ValueError(
                 f"`sampling_rate` must be a whole number from {MIN_SAMPLING_RATE} up, got {self.sampling_rate!r}."
             )
@@ -196,7 +194,9 @@ def read_pcm(contents: bytes | bytearray | memoryview) -> np.ndarray:
     return np.frombuffer(contents, dtype="<i2")
 
 
-def transcribe_passes(model, processor: LlmAsrProcessor, passes: list[Pass]) -> list[tuple[list[int], torch.Tensor | None]]:
+def transcribe_passes(
+    model, processor: LlmAsrProcessor, passes: list[Pass]
+) -> list[tuple[list[int], torch.Tensor | None]]:
     """
     Transcribe segments in one batch, as `generate` does.
 
@@ -215,7 +215,7 @@ def transcribe_passes(model, processor: LlmAsrProcessor, passes: list[Pass]) -> 
         prompt=[one.prompt for one in passes],
         identify_language=[one.language is None for one in passes],
     ).to(model.device)
-    options = {}
+    options: dict = {}
     if model.generation_config.max_new_tokens is None and model.generation_config.max_new_tokens_per_second is None:
         options["max_new_tokens"] = DEFAULT_MAX_NEW_TOKENS
     if len(passes) == 1 and passes[0].draft_ids:

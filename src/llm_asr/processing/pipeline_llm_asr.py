@@ -2,8 +2,10 @@
 
 import copy
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,14 @@ DEFAULT_CHUNK_LENGTH_S = 30.0
 
 # Longest transcript of a segment, if neither the checkpoint nor the caller sets a limit.
 DEFAULT_MAX_NEW_TOKENS = 1024
+
+
+@dataclass
+class GivenText:
+    """A recording and what is said in it."""
+
+    recording: Any
+    text: str
 
 
 class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
@@ -54,6 +64,9 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
     - `min_silence_s` (`float`, *optional*, defaults to 0.5): Shortest silence in seconds that always separates segments.
     - `vad` (`str`, *optional*, defaults to `"energy"`): Voice activity detection; see [`split_at_silences`]. The transcript
       of a recording without speech is empty.
+    - `text` (`str` or `list[str]`, *optional*): What is said in the recording, or in each recording of a list. The pipeline
+      then does not transcribe. It finds the times of the words of `text`, in `chunks`, each with a `confidence`; see
+      [`LlmAsrProcessor.align`]. It needs a projector with CIF, and does not run the language model.
     - `progress_bar` (`bool`, *optional*, defaults to `False`): Show the progress of reading each recording.
     - `generate_kwargs` (`dict`, *optional*): Further arguments of `generate`.
 
@@ -111,20 +124,32 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
 
     # Each pipeline of Transformers has parameters of its own in the methods below.
     def __call__(self, inputs, **kwargs):  # type: ignore[override]
+        texts = kwargs.pop("text") if isinstance(kwargs.get("text"), (list, tuple)) else None
         if isinstance(inputs, KeyDataset):
             inputs = KeyDataset(without_decoding(inputs.dataset, inputs.key), inputs.key)
+        if is_column(inputs) and not is_column(inputs.source):
+            inputs = without_decoding(inputs.source, inputs.column_name)[inputs.column_name]
+        if texts is not None:
+            return self._align_all(inputs, texts, kwargs)
         if not is_column(inputs):
             return super().__call__(inputs, **kwargs)
-        if not is_column(inputs.source):
-            inputs = without_decoding(inputs.source, inputs.column_name)[inputs.column_name]
         # A generator reads one recording at a time; a list would keep all of them in memory.
         recordings: Any = (recording for recording in inputs)
         return list(super().__call__(recordings, **kwargs))
+
+    def _align_all(self, inputs, texts: list[str], kwargs: dict[str, Any]) -> list[dict]:
+        """Align the texts of several recordings."""
+        if isinstance(inputs, (str, bytes, dict)) or not hasattr(inputs, "__len__") or len(inputs) != len(texts):
+            raise ValueError(f"`text` has {len(texts)} entries; pass a list of as many recordings, or one string.")
+        # The parameters of a call apply to all its recordings, so each text goes with its recording.
+        recordings: Any = (GivenText(*pair) for pair in zip(inputs, texts, strict=True))
+        return list(super().__call__(recordings, text=list(texts), **kwargs))
 
     def _sanitize_parameters(  # type: ignore[override]
         self,
         language=None,
         prompt=None,
+        text=None,
         return_timestamps=None,
         return_confidence=None,
         chunk_length_s=None,
@@ -150,6 +175,9 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
             )
         if return_confidence and return_timestamps == "word":
             raise ValueError("`return_confidence` applies to segments; use it with `return_timestamps=True`.")
+        if text is not None:
+            unused = {"prompt": prompt, "return_timestamps": return_timestamps, "return_confidence": return_confidence}
+            self._check_given_text(text, {**kwargs, **unused})
         longest = self.processor.max_audio_samples
         if (
             longest is not None
@@ -164,6 +192,7 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
         preprocess_params = {
             "language": language,
             "prompt": prompt,
+            "text": text,
             "chunk_length_s": chunk_length_s,
             "min_silence_s": min_silence_s,
             "vad": vad,
@@ -178,34 +207,66 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
             postprocess_params["language"] = self.processor.language_name(language)
         return preprocess_params, forward_params, postprocess_params
 
+    def _check_given_text(self, text: str | list[str], options: dict[str, Any]) -> None:
+        """
+        Raises:
+            `TypeError`, `ValueError`: If `text` cannot be aligned, or an option has no effect on it.
+        """
+        projector_config = self.model.config.projector_config
+        if not projector_config.uses_cif:
+            raise ValueError(
+                "`text` needs a projector with CIF ('cif' or 'moe_cif') to find the times of its words, but this model's "
+                f"projector is {projector_config.projector_type!r}."
+            )
+        for one in [text] if isinstance(text, str) else text:
+            if not isinstance(one, str):
+                raise TypeError(f"`text` must be a string, or a list of strings, got {one!r:.60}.")
+            if not one.strip():
+                raise ValueError("`text` has no word; pass what is said in the recording.")
+        options = {**(options.pop("generate_kwargs", None) or {}), **options}
+        given = [name for name, value in options.items() if value is not None and value is not False]
+        if given:
+            raise ValueError(
+                f"`{given[0]}` has no effect with `text`, whose words get times and confidence without the language model; "
+                "remove it."
+            )
+
     def preprocess(  # type: ignore[override]
         self,
         inputs,
         language=None,
         prompt=None,
+        text=None,
         chunk_length_s=None,
         min_silence_s=0.5,
         vad="energy",
         progress_bar=False,
     ):
+        if isinstance(inputs, GivenText):
+            inputs, text = inputs.recording, inputs.text
+        elif isinstance(text, (list, tuple)):
+            raise ValueError("`text` has several entries; pass them in a call, with a list of as many recordings.")
         segments = self._segments(inputs, chunk_length_s, min_silence_s, vad, progress_bar)
         # Read one segment ahead, so that the last one is known. There is always at least one.
         current: tuple[Segment, bool] | None = next(segments)
         while current is not None:
             following = next(segments, None)
             segment, has_speech = current
-            model_inputs = self.processor.apply_transcription_request(
-                segment.waveform,
-                language=language,
-                prompt=prompt,
-                identify_language=language is None,
-            )
+            if text is None:
+                model_inputs = self.processor.apply_transcription_request(
+                    segment.waveform,
+                    language=language,
+                    prompt=prompt,
+                    identify_language=language is None,
+                )
+            else:
+                model_inputs = self.processor(audio=segment.waveform)
             # Transformers pads the second dimension when it forms a batch.
             if self.processor.feature_layout == "mel_first":
                 model_inputs["input_features"] = model_inputs["input_features"].transpose(1, 2)
             is_last = following is None
             times = {"start": segment.start, "end": segment.end}
-            yield {"is_last": is_last, "has_speech": has_speech, **times, **model_inputs}
+            yield {"is_last": is_last, "has_speech": has_speech, "text": text, **times, **model_inputs}
             current = following
 
     def _segments(self, inputs, chunk_length_s, min_silence_s, vad, progress_bar) -> Iterator[tuple[Segment, bool]]:
@@ -253,9 +314,12 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
                 f"The model has weights in {names}, but this CPU has no instructions for them. Transcribing is several times "
                 "slower than in float32. Pass `dtype=torch.float32` to `pipeline`."
             )
-        piece = {name: model_inputs.pop(name) for name in ("is_last", "has_speech", "start", "end")}
+        piece = {name: model_inputs.pop(name) for name in ("is_last", "has_speech", "text", "start", "end")}
         if self.processor.feature_layout == "mel_first":
             model_inputs["input_features"] = model_inputs["input_features"].transpose(1, 2)
+        if "input_ids" not in model_inputs:
+            piece["alphas"] = self.model.get_audio_features(**model_inputs, return_dict=True).alphas.float()
+            return piece
         outputs = self.model.generate(**model_inputs, **self._complete_options(generate_kwargs))
         piece["tokens"] = outputs.sequences
         for name in ("alphas", "avg_logprobs", "no_speech_probs"):
@@ -265,7 +329,41 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
 
     def postprocess(self, model_outputs, return_timestamps=False, language=None):  # type: ignore[override]
         frame_period = self.model.config.projector_frame_period
+        if model_outputs[0]["text"] is not None:
+            return align_pieces(model_outputs, self.processor, frame_period, language)
         return join_pieces(model_outputs, self.processor, frame_period, return_timestamps, language)
+
+
+def align_pieces(
+    pieces: list[dict], processor: LlmAsrProcessor, frame_period: float, language: str | None = None
+) -> dict:
+    """
+    Find the times of the words of a known text in the segments of a recording.
+
+    Args:
+        pieces (`list[dict]`): Segments in order. Each has `text`, the text of the whole recording, `has_speech`, `start` and
+            `end` in seconds, and `alphas` of shape `(1, num_frames)`.
+        processor, frame_period, language: See [`join_pieces`].
+
+    Returns:
+        `dict`: `{"text", "language", "chunks"}`; see [`LlmAsrPipeline`].
+
+    Raises:
+        `ValueError`: If there is no speech in the recording.
+    """
+    text = pieces[0]["text"]
+    spoken = [piece for piece in pieces if piece["has_speech"]]
+    if not spoken:
+        raise ValueError("The recording has no speech, so the words of `text` have no times.")
+    rows = []
+    for piece in spoken:
+        num_frames = math.ceil(round((piece["end"] - piece["start"]) / frame_period, 3))
+        rows.append(piece["alphas"][0][:num_frames].cpu())
+    chunks = processor.align(text, rows, frame_period, [piece["start"] for piece in spoken])
+    end = spoken[-1]["end"]
+    for chunk in chunks:
+        chunk["timestamp"] = tuple(round(min(time, end), 3) for time in chunk["timestamp"])
+    return {"text": text, "language": language, "chunks": chunks}
 
 
 def join_pieces(
@@ -338,4 +436,4 @@ def _chunks(
     return [{**chunk, **details} for chunk in chunks]
 
 
-__all__ = ["LlmAsrPipeline", "join_pieces"]
+__all__ = ["LlmAsrPipeline", "align_pieces", "join_pieces"]

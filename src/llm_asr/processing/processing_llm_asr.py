@@ -14,7 +14,7 @@ from .features import extract_features
 from .languages import LANGUAGE_CODE_TO_NAME, UNKNOWN, find_language, suggest_languages
 from .processor_files import check_parts, check_processor_settings, naming_processor_file
 from .rendering import render_request
-from .timestamps import align_words, join_segments, split_words
+from .transcripts_llm_asr import LANGUAGE_END, LlmAsrTranscriptsMixin
 
 
 # The user's message to the language model: the recording, the task, and known facts about the recording.
@@ -24,17 +24,11 @@ DEFAULT_TRANSCRIPTION_TEMPLATE = (
     "{% if prompt %} Context: {{ prompt }}{% endif %}"
 )
 
-# Separator between the language name and the transcript.
-LANGUAGE_END = "\n"
-
 # For language models without a chat template.
 DEFAULT_CHAT_TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 
-# Longest pause in seconds inside a segment.
-SEGMENT_PAUSE = 0.5
 
-
-class LlmAsrProcessor(ProcessorMixin):
+class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
     r"""
     Combines the feature extractor of a speech encoder and the tokenizer of a language model.
 
@@ -400,91 +394,6 @@ class LlmAsrProcessor(ProcessorMixin):
             labels[index, start : start + len(answer)] = torch.tensor(answer)
         target_lengths = torch.tensor([len(target) for target in targets])
         return BatchFeature({**inputs, "labels": labels, "target_lengths": target_lengths})
-
-    @overload
-    def decode(
-        self,
-        token_ids,
-        skip_special_tokens: bool = ...,
-        return_language: Literal[False] = ...,
-        output_offsets: Literal[False] = ...,
-        **kwargs: Any,
-    ) -> str: ...
-
-    @overload
-    def decode(self, token_ids, *, return_language: Literal[True], **kwargs: Any) -> dict: ...
-
-    @overload
-    def decode(self, token_ids, *, output_offsets: Literal[True, "word"], **kwargs: Any) -> dict: ...
-
-    def decode(
-        self,
-        token_ids,
-        skip_special_tokens: bool = True,
-        return_language: bool = False,
-        output_offsets: bool | str = False,
-        alphas: torch.Tensor | np.ndarray | None = None,
-        frame_period: float | None = None,
-        **kwargs,
-    ) -> str | dict:
-        """
-        Decode one row of generated tokens.
-
-        Args:
-            token_ids (`torch.LongTensor` or `list[int]`): Generated tokens.
-            skip_special_tokens (`bool`, *optional*, defaults to `True`): Whether to remove special tokens.
-            return_language (`bool`, *optional*, defaults to `False`):
-                Whether to return the language that the model has named.
-            output_offsets (`bool` or `str`, *optional*, defaults to `False`):
-                `"word"` adds the times of words, `True` the times of segments between pauses. It needs a projector with
-                CIF.
-            alphas (`torch.Tensor` of shape `(num_frames,)`, *optional*):
-                CIF weights of the recording from `generate(..., return_dict_in_generate=True)`.
-            frame_period (`float`, *optional*):
-                Seconds between consecutive weights, `model.config.projector_frame_period`.
-            kwargs:
-                Further arguments of the tokenizer's `decode`.
-
-        Returns:
-            `str`: The transcript without the named language. With `return_language` or `output_offsets`, a dict of
-            `"text"`, `"language"` (an English name or `None`) and `"offsets"`, `[{"text": str, "timestamp": (start,
-            end)}, ...]` in seconds.
-
-        Raises:
-            `ValueError`: If `output_offsets` is set without `alphas` and `frame_period`.
-        """
-        language, transcript_ids = self._split_language(token_ids)
-        text = self.tokenizer.decode(transcript_ids, skip_special_tokens=skip_special_tokens, **kwargs).strip()
-        decoded = {"text": text, "language": language} if return_language else {"text": text}
-        if not output_offsets:
-            return decoded if return_language else text
-        if output_offsets not in (True, "word"):
-            raise ValueError(f"`output_offsets` must be 'word', True or False, got {output_offsets!r}.")
-        if alphas is None or frame_period is None:
-            raise ValueError(
-                "`output_offsets` needs `alphas` and `frame_period`, which only models with CIF ('cif', 'moe_cif') have."
-            )
-        words, token_counts = split_words(self.tokenizer, transcript_ids)
-        times = align_words(token_counts, np.asarray(alphas, dtype=np.float64), frame_period)
-        offsets = [{"text": word, "timestamp": time} for word, time in zip(words, times, strict=True)]
-        return {**decoded, "offsets": offsets if output_offsets == "word" else join_segments(offsets, SEGMENT_PAUSE)}
-
-    def batch_decode(self, sequences, skip_special_tokens: bool = True, **kwargs) -> list[str]:
-        """Decode each row of generated tokens; see [`LlmAsrProcessor.decode`]."""
-        return [self.decode(row, skip_special_tokens=skip_special_tokens, **kwargs) for row in sequences]
-
-    def _split_language(self, token_ids) -> tuple[str | None, list[int]]:
-        """Split generated tokens into the language that the model has named, or `None`, and the tokens of the transcript."""
-        ids = [int(token_id) for token_id in token_ids]
-        for count in range(1, len(ids) + 1):
-            text = self.tokenizer.decode(ids[:count], skip_special_tokens=True)
-            name, end, _ = text.partition(LANGUAGE_END)
-            if end:
-                return (name, ids[count:]) if name in self.languages.values() else (None, ids)
-            # A text that no language name starts with is part of the transcript.
-            if not any(language.startswith(text) for language in self.languages.values()):
-                break
-        return None, ids
 
     def _language_names(self, language: str | list[str | None] | None, count: int) -> list[str | None]:
         """English names of the languages of `count` recordings."""

@@ -96,7 +96,10 @@ class SileroActivity:
         return np.array(probabilities) > self.THRESHOLD
 
 
-VOICE_ACTIVITIES = {"energy": EnergyActivity, "silero": SileroActivity}
+VOICE_ACTIVITIES: dict[str, type[EnergyActivity] | type[SileroActivity]] = {
+    "energy": EnergyActivity,
+    "silero": SileroActivity,
+}
 
 
 def open_voice_activity(name: str, sampling_rate: int) -> EnergyActivity | SileroActivity:
