@@ -55,8 +55,6 @@ def test_commitments_only_grow(num_passes, hypotheses, last):
     commits = commit(agreement, hypotheses, last)
     # Each commitment is a part of the hypothesis of its pass, and what was committed before is not changed.
     assert agreement._committed == " ".join(commits).split()
-    # The longest of the hypotheses bounds what is committed.
-    assert len(agreement._committed) <= max(len(text.split()) for text in [*hypotheses, last])
 
 
 @given(texts, st.lists(st.integers(0, 6), max_size=4))
