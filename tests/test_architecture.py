@@ -30,6 +30,7 @@ LAYERS = [
     {"training"},
     {"evaluation"},
     {"dataset_transcription"},
+    {"live"},
     {"llm_asr"},
     {"registration"},
     {"datasets_asr", "keyword_lists", "subtitles"},

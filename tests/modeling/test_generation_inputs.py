@@ -120,10 +120,10 @@ def test_streamers_receive_the_transcript(parts, recordings, capsys, use_draft):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"output_attentions": True}, "`output_attentions` must be False with `use_draft`"),
-        ({"output_hidden_states": True}, "`output_hidden_states` must be False with `use_draft`"),
-        ({"cache_implementation": "static"}, "`cache_implementation` must be 'dynamic' with `use_draft`"),
-        ({"synced_gpus": True}, "`synced_gpus` must be False with `use_draft`"),
+        ({"output_attentions": True}, "`output_attentions` must be False with a draft"),
+        ({"output_hidden_states": True}, "`output_hidden_states` must be False with a draft"),
+        ({"cache_implementation": "static"}, "`cache_implementation` must be 'dynamic' with a draft"),
+        ({"synced_gpus": True}, "`synced_gpus` must be False with `use_draft` or `draft_ids`"),
     ],
 )
 def test_options_without_effect_on_drafts_are_refused(parts, recordings, options, message):

@@ -235,6 +235,28 @@ def test_a_right_draft_takes_one_pass_and_a_wrong_token_one_more(parts, recordin
     assert passes([other] * len(transcript)) == len(transcript) + 1
 
 
+@pytest.mark.parametrize("projector_type", ["conv", "moe_cif"])
+def test_a_draft_from_elsewhere(parts, recordings, forwards, projector_type):
+    """Such as the transcript of the first part of the recording. It needs no draft head."""
+    model, processor = compose(parts, projector_type)
+    inputs = processor.apply_transcription_request(recordings[1])
+    options = {"max_new_tokens": 8, "min_new_tokens": 8}
+    greedy = model.generate(**inputs, **options)
+    forwards.watch(model)
+    for draft_ids, most in ((greedy[0], 1), (greedy[0, :5], 4), (greedy[0, 2:], 8), (torch.tensor([5, 7]), 8)):
+        forwards.count = 0
+        assert torch.equal(model.generate(**inputs, **options, draft_ids=draft_ids), greedy)
+        assert forwards.count <= most
+    with pytest.raises(ValueError, match="`draft_ids` take the place of the draft head"):
+        model.generate(**inputs, draft_ids=greedy[0], use_draft=True)
+    with pytest.raises(ValueError, match="`draft_ids` need one recording at a time, and there are 3"):
+        model.generate(**processor.apply_transcription_request(recordings), draft_ids=greedy[0])
+    with pytest.raises(ValueError, match="`draft_ids` need a recording"):
+        model.generate(inputs["input_ids"], draft_ids=greedy[0])
+    with pytest.raises(ValueError, match="`num_beams` must be 1"):
+        model.generate(**inputs, draft_ids=greedy[0], num_beams=2)
+
+
 def test_drafts_with_sampling_and_fallback(parts, recordings):
     model, processor = make(parts)
     inputs = processor.apply_transcription_request(recordings[1])
@@ -260,6 +282,21 @@ def test_a_recording_is_drafted_alone_as_in_a_batch(parts, recordings):
     together = head(embeds, lengths)
     alone = [head(part, torch.tensor([len(part)])) for part in embeds.split(lengths.tolist())]
     torch.testing.assert_close(together, torch.cat(alone))
+
+
+def test_a_residual_draft_head_adds_to_the_embeddings(parts, recordings, tmp_path):
+    model, processor = make(parts, draft_residual=True)
+    plain, residual = DraftHead(make(parts)[0].config), model.draft_head
+    plain.load_state_dict(residual.state_dict())
+    embeds, lengths = torch.randn(5, model.config.text_config.hidden_size), torch.tensor([3, 2])
+    torch.testing.assert_close(residual(embeds, lengths), embeds + plain(embeds, lengths))
+
+    batch = processor.apply_transcription_request(recordings, transcription=["one", "two", "three"])
+    loss = model(**batch).draft_loss
+    model.save_pretrained(tmp_path)
+    torch.testing.assert_close(type(model).from_pretrained(tmp_path)(**batch).draft_loss, loss)
+    with pytest.raises(ValueError, match="`draft_residual` is an option of the draft head"):
+        make(parts, draft_residual=True, draft_head=False)
 
 
 def test_draft_labels_are_the_transcripts_alone():

@@ -161,6 +161,39 @@ def test_other_texts_are_divided_into_more_tokens_and_read_the_same(kind):
     assert len(ids) > len(tokenizer(text, add_special_tokens=False).input_ids)
 
 
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_rare_words_are_divided_into_tokens_that_are_frequent(kind):
+    tokenizer = TOKENIZERS[kind]()
+    texts = ["one two three"] * 4 + ["the thunder", "восемь"]
+    model = make_model("qwen2", tokenizer)
+    _, every, _ = trim_vocabulary(model, tokenizer, texts)
+    trimmed, new_tokenizer, old_ids = trim_vocabulary(model, tokenizer, texts, min_count=4)
+
+    assert len(old_ids) < len(every)
+    assert new_tokenizer.tokenize("one two three") == tokenizer.tokenize("one two three")
+    assert len(new_tokenizer.tokenize("the thunder")) > len(tokenizer.tokenize("the thunder"))
+    for text in ("the thunder", "восемь"):
+        ids = new_tokenizer(text, add_special_tokens=False).input_ids
+        assert new_tokenizer.decode(ids) == text
+        assert new_tokenizer.unk_token_id is None or new_tokenizer.unk_token_id not in ids
+        new = new_tokenizer(text, return_tensors="pt")
+        with torch.no_grad():
+            old = model(torch.tensor(old_ids)[new.input_ids], attention_mask=new.attention_mask)
+            torch.testing.assert_close(trimmed(**new).logits, old.logits[..., old_ids])
+    with pytest.raises(ValueError, match="`min_count` must be at least 1, got 0"):
+        trim_vocabulary(model, tokenizer, texts, min_count=0)
+
+
+def test_words_that_rare_tokens_alone_can_write_are_not_removed():
+    words = Tokenizer(models.WordLevel({"one": 0, "two": 1, "<unk>": 2, "<eos>": 3}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="<unk>", eos_token="<eos>", pad_token="<eos>"
+    )
+    with pytest.raises(ValueError, match="cannot be trimmed"):
+        trim_vocabulary(make_model("qwen2", tokenizer), tokenizer, ["one one", "two"], min_count=2)
+
+
 def test_a_character_stays_without_which_the_unknown_token_would_win():
     # Unknown characters score 10 below the least token: without "а", "бвг" behind an unknown one would beat "аб" and "вг".
     scores = {"<unk>": 0.0, "<eos>": 0.0, "а": -40.0, "аб": -20.0, "вг": -15.0, "бвг": -3.0, "дежз": -1.0}
@@ -229,6 +262,8 @@ def test_the_command_writes_a_model_to_compose_from(tmp_path, parts, capsys):
 
     assert main([*command, str(output)]) == 2
     assert "trimmed" in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "fewer"), "--min-count", "2"]) == 0
+    assert len(json.loads((tmp_path / "fewer" / "trimmed_vocabulary.json").read_text())["old_ids"]) < len(old_ids)
 
 
 def test_a_tokenizer_that_is_longer_than_the_embedding_is_refused():

@@ -24,6 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text-column", metavar="NAME", default="text", help='Column of JSON lines; by default "text".'
     )
+    parser.add_argument(
+        "--min-count",
+        metavar="N",
+        type=int,
+        default=1,
+        help="Keep only tokens that the texts use so often, and divide rarer words into more tokens.",
+    )
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="Of the weights; by default as saved.")
 
 
@@ -47,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         with loading(repr(args.model)):
             tokenizer = AutoTokenizer.from_pretrained(args.model)
             model = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype)
-        trimmed, new_tokenizer, old_ids = trim_vocabulary(model, tokenizer, texts)
+        trimmed, new_tokenizer, old_ids = trim_vocabulary(model, tokenizer, texts, args.min_count)
     except (OSError, TypeError, ValueError) as error:
         raise UsageError(error) from error
     with atomic_folder(args.output) as partial:

@@ -178,6 +178,10 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
         draft_head (`bool`, *optional*, defaults to `False`):
             Whether a head reads drafts of transcripts off CIF's embeddings, which `generate(use_draft=True)` has the
             language model verify (self-speculative decoding, arXiv 2603.11243).
+        draft_residual (`bool`, *optional*, defaults to `False`):
+            Whether the draft head's output is added to CIF's embeddings. The draft loss then moves each embedding towards the
+            language model's own embedding of its token, if input and output embeddings are tied, so that a first stage with
+            `draft_only` makes embeddings that the language model can read.
         draft_loss_coef (`float`, *optional*, defaults to 0.3):
             Weight of the cross-entropy of the drafts.
         expected_tokens_per_second (`float`, *optional*, defaults to 4.0):
@@ -215,6 +219,7 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
     cif_noise_threshold: float | int = 0.0
     quantity_loss_coef: float | int = 1.0
     draft_head: bool = False
+    draft_residual: bool = False
     draft_loss_coef: float | int = 0.3
     expected_tokens_per_second: float | int = 4.0
     initializer_range: float | int | None = None
@@ -318,6 +323,10 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
             not self.draft_head or self.uses_cif,
             f"`draft_head` reads one token off each of CIF's embeddings, and `projector_type` is {self.projector_type!r}; use "
             "'cif' or 'moe_cif'.",
+        )
+        _require(
+            self.draft_head or not self.draft_residual,
+            "`draft_residual` is an option of the draft head; set `draft_head=True`.",
         )
         super().__post_init__(**kwargs)
 

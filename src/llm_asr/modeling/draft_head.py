@@ -21,6 +21,7 @@ class DraftHead(nn.Module):
         self.up_proj = nn.Linear(3 * text_size, hidden_size)
         self.act_fn = ACT2FN[config.projector_config.hidden_act]
         self.down_proj = nn.Linear(hidden_size, text_size)
+        self.is_residual = config.projector_config.draft_residual
 
     def forward(self, audio_embeds: torch.Tensor, audio_lengths: torch.Tensor) -> torch.Tensor:
         """
@@ -37,7 +38,8 @@ class DraftHead(nn.Module):
         none = audio_embeds.new_zeros(1, audio_embeds.shape[1])
         before = torch.cat([none, audio_embeds[:-1]]).masked_fill(is_start[:-1, None], 0.0)
         behind = torch.cat([audio_embeds[1:], none]).masked_fill(is_start[1:, None], 0.0)
-        return self.down_proj(self.act_fn(self.up_proj(torch.cat([before, audio_embeds, behind], dim=-1))))
+        drafted = self.down_proj(self.act_fn(self.up_proj(torch.cat([before, audio_embeds, behind], dim=-1))))
+        return audio_embeds + drafted if self.is_residual else drafted
 
 
 def draft_labels(labels: torch.Tensor, eos_token_ids: torch.Tensor, target_lengths: torch.Tensor) -> torch.Tensor:

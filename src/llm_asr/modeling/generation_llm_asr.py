@@ -73,6 +73,7 @@ class LlmAsrGenerationMixin(GenerationMixin, HeadedModelInterface):
         output_confidence: bool = False,
         use_draft: bool = False,
         draft_only: bool = False,
+        draft_ids: torch.Tensor | None = None,
         **kwargs,
     ):
         r"""
@@ -111,6 +112,9 @@ class LlmAsrGenerationMixin(GenerationMixin, HeadedModelInterface):
             draft_only (`bool`, *optional*, defaults to `False`):
                 Whether to return the drafts themselves, in one parallel step without the layers of the language model, of a
                 model that was trained with `draft_only`. Prompts have no effect on drafts.
+            draft_ids (`torch.LongTensor` of shape `(num_tokens,)`, *optional*):
+                A guess of the new tokens, such as the transcript of the first part of the recording. The language model
+                verifies it in place of the draft of the draft head; see `use_draft`, whose limits apply.
 
         Returns:
             [`~utils.ModelOutput`] or `torch.LongTensor`: The new tokens alone, or, if `input_ids` has a run of several
@@ -125,10 +129,15 @@ class LlmAsrGenerationMixin(GenerationMixin, HeadedModelInterface):
         input_ids, input_features = _sort_inputs(inputs, input_ids, input_features)
         recordings = input_features if audio_hidden_states is None else audio_hidden_states
         if recordings is None:
+            if draft_ids is not None:
+                raise ValueError("`draft_ids` need a recording: pass `input_features` or `audio_hidden_states`.")
             if inputs_embeds is not None:
                 kwargs["inputs_embeds"] = inputs_embeds
             return super().generate(input_ids, attention_mask=attention_mask, **kwargs)
         check_tokens_per_second(self._option("max_new_tokens_per_second", kwargs))
+        if draft_ids is not None and (use_draft or draft_only):
+            raise ValueError("`draft_ids` take the place of the draft head; leave out `use_draft` and `draft_only`.")
+        verifies_draft = use_draft or draft_ids is not None
         fallback = None
         if isinstance(kwargs.get("temperature"), (list, tuple)):
             temperatures = list(kwargs.pop("temperature"))
@@ -140,16 +149,16 @@ class LlmAsrGenerationMixin(GenerationMixin, HeadedModelInterface):
         returns_dict = self._option("return_dict_in_generate", kwargs)
         if output_confidence and not returns_dict:
             raise ValueError("`output_confidence` needs `return_dict_in_generate=True`.")
-        if use_draft and self._option("num_beams", kwargs) not in (None, 1):
-            raise ValueError("`num_beams` must be 1 with `use_draft`.")
-        if use_draft and kwargs.get("synced_gpus"):
+        if verifies_draft and self._option("num_beams", kwargs) not in (None, 1):
+            raise ValueError("`num_beams` must be 1 with `use_draft` or `draft_ids`.")
+        if verifies_draft and kwargs.get("synced_gpus"):
             raise ValueError(
-                "`synced_gpus` must be False with `use_draft`: processes would make different numbers of passes."
+                "`synced_gpus` must be False with `use_draft` or `draft_ids`: processes would make different numbers of passes."
             )
-        one_each = use_draft or output_confidence or fallback is not None
+        one_each = verifies_draft or output_confidence or fallback is not None
         if one_each and self._option("num_return_sequences", kwargs) not in (None, 1):
             raise ValueError(
-                "`num_return_sequences` must be 1 with `use_draft`, `output_confidence` or several temperatures."
+                "`num_return_sequences` must be 1 with `use_draft`, `draft_ids`, `output_confidence` or several temperatures."
             )
 
         if draft_only:
@@ -180,6 +189,9 @@ class LlmAsrGenerationMixin(GenerationMixin, HeadedModelInterface):
                 f"time; this model's is {self.config.projector_config.draft_head}, and there are {len(is_audio)}."
             )
 
+        if draft_ids is not None and len(is_audio) > 1:
+            raise ValueError(f"`draft_ids` need one recording at a time, and there are {len(is_audio)}.")
+
         was_expanded = int(is_audio.sum()) != recordings.shape[0]
         if was_expanded:
             # The audio is filled in place. New tokens follow the prompt only if its padding is on the left.
@@ -209,10 +221,11 @@ class LlmAsrGenerationMixin(GenerationMixin, HeadedModelInterface):
             input_ids=input_ids if was_expanded else None,
             max_new_tokens=self._max_new_tokens(is_audio, audio_outputs.num_frames, kwargs),
         )
-        draft_ids = None
         if use_draft:
-            drafts = self.draft(audio_outputs.pooler_output, audio_outputs.audio_lengths)
-            draft_ids = torch.cat([drafts.argmax(-1), self._eos_token_ids(drafts.device)[:1]])
+            draft_ids = self.draft(audio_outputs.pooler_output, audio_outputs.audio_lengths).argmax(-1)
+        if draft_ids is not None:
+            device = merged_inputs.inputs_embeds.device
+            draft_ids = torch.cat([draft_ids.to(device), self._eos_token_ids(device)[:1]])
 
         if fallback is None:
             outputs = self._decode(prompt, draft_ids, **kwargs)

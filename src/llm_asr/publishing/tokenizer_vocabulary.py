@@ -78,6 +78,17 @@ def find_indispensable(state: Mapping[str, Any], named: Iterable[str]) -> set[st
     return tokens & (added | set(vocabulary))
 
 
+def find_characters(state: Mapping[str, Any], texts: Iterable[str]) -> set[str]:
+    """
+    Find the tokens of single characters, from which all words of `texts` can be written.
+
+    Args:
+        state (`Mapping`): Content of `tokenizer.json`.
+        texts (`Iterable[str]`): Texts.
+    """
+    return set().union(*texts) & set(_pieces(state["model"]))
+
+
 def add_components(state: Mapping[str, Any], tokens: Iterable[str]) -> set[str]:
     """
     Add the tokens without which the algorithm does not arrive at `tokens`.

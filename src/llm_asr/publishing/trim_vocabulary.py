@@ -1,6 +1,7 @@
 """A language model with only the tokens that some texts use: less memory, smaller files and faster heads."""
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from ..processing.languages import LANGUAGE_CODE_TO_NAME
 from ..processing.processing_llm_asr import DEFAULT_CHAT_TEMPLATE, DEFAULT_TRANSCRIPTION_TEMPLATE
 from ..processing.rendering import render_request
 from ..processing.transcripts_llm_asr import LANGUAGE_END
-from .tokenizer_vocabulary import add_components, find_indispensable, read_state, trim_tokenizer
+from .tokenizer_vocabulary import add_components, find_characters, find_indispensable, read_state, trim_tokenizer
 
 
 # Settings of generation with sets of tokens, from which removed tokens disappear, and with sequences of them.
@@ -29,7 +30,7 @@ TOLERANCE = 0.02
 
 
 def trim_vocabulary(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], min_count: int = 1
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[int]]:
     """
     Remove the tokens that `texts` do not use from a language model and its tokenizer.
@@ -43,13 +44,16 @@ def trim_vocabulary(
         model ([`PreTrainedModel`]): A causal language model. It is not changed.
         tokenizer ([`PreTrainedTokenizerBase`]): Its fast tokenizer (BPE, Unigram or WordLevel).
         texts (`Iterable[str]`): Texts as the model is to write them.
+        min_count (`int`, *optional*, defaults to 1): How often `texts` must use a token, so that it is kept. Above 1, rare
+            words of `texts` are divided into more tokens, down to characters, and each remaining token has more examples to
+            be learned from.
 
     Returns:
         The new model, the new tokenizer, and the old id of each new id.
 
     Raises:
         `TypeError`: If an entry of `texts` is not a string.
-        `ValueError`: If there are no `texts`, or the model or the tokenizer cannot be trimmed.
+        `ValueError`: If there are no `texts`, `min_count` is below 1, or the model or the tokenizer cannot be trimmed.
 
     Example:
 
@@ -58,23 +62,30 @@ def trim_vocabulary(
     >>> model.save_pretrained("trimmed")
     >>> tokenizer.save_pretrained("trimmed")
     ```"""
+    if min_count < 1:
+        raise ValueError(f"`min_count` must be at least 1, got {min_count}.")
     texts = _check_texts(texts)
     _check_model(model)
     state = read_state(tokenizer)
     num_embeddings = _input_embedding(model).num_embeddings
-    texts += list(request_texts(tokenizer))
+    requests = list(request_texts(tokenizer))
     named = set(_named_ids(model)) | set(tokenizer.all_special_ids)
     tokens_by_id = {index: token for token, index in tokenizer.get_vocab().items()}
-    tokens = {tokens_by_id[index] for index in _used_ids(tokenizer, texts)}
+    uses = _count_tokens(tokenizer, texts)
+    used_ids = {index for index, count in uses.items() if count >= min_count} | set(_count_tokens(tokenizer, requests))
+    tokens = {tokens_by_id[index] for index in used_ids}
+    if min_count > 1:
+        tokens |= find_characters(state, texts)
     tokens |= find_indispensable(state, [tokens_by_id[index] for index in sorted(named & tokens_by_id.keys())])
     new_tokenizer, old_ids = trim_tokenizer(tokenizer, add_components(state, tokens))
     if max(old_ids) >= num_embeddings:
         missing = [tokens_by_id[index] for index in old_ids if index >= num_embeddings]
         raise ValueError(f"The model has {num_embeddings} embeddings and none for the tokens {missing[:3]}.")
     new_ids = {old: new for new, old in enumerate(old_ids)}
-    _check_same_tokens(tokenizer, new_tokenizer, texts, new_ids)
+    _check_same_tokens(tokenizer, new_tokenizer, requests if min_count > 1 else texts + requests, new_ids)
+    _check_same_texts(tokenizer, new_tokenizer, texts)
     trimmed = _keep_rows(model, old_ids)
-    _check_same_logits(model, trimmed, old_ids, tokenizer(texts[0]).input_ids[:CHECKED_TOKENS])
+    _check_same_logits(model, trimmed, old_ids, new_tokenizer(texts[0]).input_ids[:CHECKED_TOKENS])
     return trimmed, new_tokenizer, old_ids
 
 
@@ -121,14 +132,17 @@ def _check_model(model: PreTrainedModel) -> None:
         raise ValueError("`model` is an LLM-ASR model; trim its language model, and compose a model from that.")
 
 
-def _used_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> set[int]:
-    """Ids of the tokens of `texts`, at the beginning of a line and after a space."""
-    used: set[int] = set(tokenizer("").input_ids)
-    for start in range(0, len(texts), BATCH):
-        batch = texts[start : start + BATCH]
-        for ids in tokenizer([*batch, *(f" {text}" for text in batch)], add_special_tokens=False).input_ids:
-            used.update(ids)
-    return used
+def _count_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Counter[int]:
+    """How often each token occurs in `texts`, at the beginning of a line or after a space, whichever is more often."""
+    uses = Counter(tokenizer("").input_ids)
+    for prefix in ("", " "):
+        counts: Counter[int] = Counter()
+        for start in range(0, len(texts), BATCH):
+            batch = [prefix + text for text in texts[start : start + BATCH]]
+            for ids in tokenizer(batch, add_special_tokens=False).input_ids:
+                counts.update(ids)
+        uses |= counts
+    return uses
 
 
 def _check_same_tokens(
@@ -144,6 +158,20 @@ def _check_same_tokens(
         for text, old, new in rows:
             if [new_ids[index] for index in old] != new:
                 raise ValueError(f"The trimmed tokenizer divides {text[:80]!r} in another way; it cannot be trimmed.")
+
+
+def _check_same_texts(
+    tokenizer: PreTrainedTokenizerBase, new_tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+) -> None:
+    """Raise a `ValueError` unless the tokens of both tokenizers are the same texts."""
+    for start in range(0, len(texts), BATCH):
+        batch = texts[start : start + BATCH]
+        before, after = (
+            one.batch_decode(one(batch).input_ids, skip_special_tokens=True) for one in (tokenizer, new_tokenizer)
+        )
+        for old, new in zip(before, after, strict=True):
+            if old != new:
+                raise ValueError(f"The trimmed tokenizer reads {old[:80]!r} as {new[:80]!r}; it cannot be trimmed.")
 
 
 def _named_ids(model: PreTrainedModel) -> Iterable[int]:
@@ -224,10 +252,10 @@ def _check_same_logits(
     model: PreTrainedModel, trimmed: PreTrainedModel, old_ids: Sequence[int], ids: list[int]
 ) -> None:
     """Raise a `ValueError` unless both models give the same logits, as they do not with a second table of embeddings."""
-    rows = torch.tensor([old_ids.index(index) for index in ids])
+    rows = torch.tensor([[old_ids[index] for index in ids]], device=model.device)
     with torch.no_grad():
-        logits = model.eval()(input_ids=torch.tensor([ids], device=model.device)).logits[..., old_ids]
-        new = trimmed.eval()(input_ids=rows[None].to(trimmed.device)).logits
+        logits = model.eval()(input_ids=rows).logits[..., old_ids]
+        new = trimmed.eval()(input_ids=torch.tensor([ids], device=trimmed.device)).logits
     if not torch.allclose(new, logits, rtol=0.0, atol=TOLERANCE * logits.abs().max().item()):
         raise ValueError(
             f"A trimmed {type(model).__name__} gives other logits, because more than its embedding and its head depends on the "
