@@ -33,7 +33,7 @@ LAYERS = [
     {"live"},
     {"llm_asr"},
     {"registration"},
-    {"datasets_asr", "subtitles"},
+    {"datasets_asr", "keyword_lists", "subtitles"},
     {"modeling", "processing"},
     {"atomic_writing", "file_stamps", "memory"},
 ]

@@ -102,6 +102,18 @@ def test_words_on_the_terminal_as_subtitles(checkpoint, folder, transcripts, cap
     assert capsys.readouterr().out == to_vtt({"chunks": join_words(words)})
 
 
+def test_keywords_and_their_file(checkpoint, folder, transcripts, tmp_path, capsys):
+    (tmp_path / "names.txt").write_text("\ufeffQwen\n\n San José \n", encoding="utf-8")
+    arguments = [str(folder / "one.wav"), "--model", checkpoint, "--keywords-file", str(tmp_path / "names.txt")]
+    assert main(["transcribe", *arguments, "--keywords", "Ana"]) == 0
+    expected = transcripts(folder / "one.wav", keywords=["Ana", "Qwen", "San José"])["text"]
+    assert expected != transcripts(folder / "one.wav")["text"]
+    assert capsys.readouterr().out == expected + "\n"
+    arguments[-1] = str(tmp_path / "nowhere.txt")
+    assert main(["transcribe", *arguments]) == 2
+    assert "--keywords-file" in capsys.readouterr().err
+
+
 def test_what_is_there_is_not_done_again(checkpoint, folder, tmp_path, capsys):
     out = tmp_path / "out"
     command = ["transcribe", str(folder), "--model", checkpoint, "--output-dir", str(out)]

@@ -59,6 +59,7 @@ def write_recordings(folder: Path) -> list[dict]:
     waveform, rate = soundfile.read(folder / "recordings/0.wav")
     for name in ("recording.wav", "one.wav", "two.mp3", "talks/one.wav", "talks/two.flac"):
         soundfile.write(folder / name, waveform, rate)
+    (folder / "names.txt").write_text("Iñigo\nQwen\n")
     (folder / "an_hour.txt").write_text("one two three one two three\n")
     # This recording is longer than the window of the tiny encoder.
     soundfile.write(folder / "an_hour.mp3", np.tile(np.concatenate([waveform, np.zeros(rate)]), 3), rate)

@@ -115,10 +115,11 @@ def check_error(response, status, message, param=None, code=None):
 
 def test_the_same_as_the_pipeline(address, transcriber, speech, long_recording):
     for contents in (*speech, long_recording):
-        for options in ({}, {"language": "es"}, {"prompt": "cuatro cinco"}):
+        for options in ({}, {"language": "es"}, {"prompt": "cuatro cinco"}, {"keywords": ["Ana", "uno dos"]}):
             expected = transcriber(contents, **options)["text"]
             assert expected
-            response = post(address, contents, data={"model": "tiny", **options})
+            fields = {f"{name}[]" if name == "keywords" else name: value for name, value in options.items()}
+            response = post(address, contents, data={"model": "tiny", **fields})
             assert response.status_code == 200
             assert response.json()["text"] == expected
 
@@ -233,6 +234,8 @@ def test_a_language_that_is_not_known(address, speech):
     [
         ({"prompt": "<|audio|>"}, "must not contain the audio token", "prompt"),
         ({"prompt": "uno dos " * 400}, "`prompt` is too long", "prompt"),
+        ({"keywords": "<|audio|>"}, "`keywords` must not contain the audio token", "keywords"),
+        ({"keywords": ["uno", "<|im_end|>"]}, "must not contain the special token", "keywords"),
         ({"temperature": "2"}, "a number from 0 to 1, got '2'", "temperature"),
         ({"temperature": "nan"}, "a number from 0 to 1", "temperature"),
         ({"response_format": "xml"}, "one of json, text, srt, verbose_json, vtt", "response_format"),

@@ -12,6 +12,7 @@ from ..modeling.configuration_llm_asr import LlmAsrProjectorConfig
 from ..processing.processing_llm_asr import LlmAsrProcessor
 from .alignment import boundary_errors, length_report
 from .expert_usage import expert_usage, plot_expert_usage
+from .keyword_evaluation import KeywordRuns, report_keywords
 from .metrics import silence_report
 from .modules.error_report.error_report import ErrorReport
 from .tables import Tables
@@ -22,7 +23,12 @@ if TYPE_CHECKING:
 
 
 def write_report(
-    options: "EvaluationOptions", transcriber: Pipeline, everything: list[dict], measures: list[dict], console: Console
+    options: "EvaluationOptions",
+    transcriber: Pipeline,
+    everything: list[dict],
+    measures: list[dict],
+    console: Console,
+    keyword_runs: KeywordRuns,
 ) -> None:
     """
     Print the tables and, with `options.output`, write the report.
@@ -33,6 +39,7 @@ def write_report(
         everything (`list[dict]`): All rows, each with its transcription as `output`.
         measures (`list[dict]`): What [`~audio_measures.measure_audio`] returns for the rows with speech.
         console (`Console`): Prints the tables.
+        keyword_runs (`dict`): Runs with keywords; see [`~keyword_evaluation.report_keywords`].
     """
     silent = [row for row in everything if not row["text"].strip()]
     rows = [row for row in everything if row["text"].strip()]
@@ -68,6 +75,8 @@ def write_report(
         report["silence"] = silence_report([row["output"]["text"] for row in silent])
         headers = {"recordings": "recordings", "hallucinated": "with a transcript %", "words_per_recording": "words"}
         tables.add_report({"all": report["silence"]}, "Recordings without speech", headers)
+    if keyword_runs:
+        report["keywords"] = report_keywords(everything, keyword_runs, options.normalizer, tables)
     config = transcriber.model.config
     if rows and config.projector_config.uses_cif:
         targets = processor.tokenize_requests([""] * len(texts), texts)["target_lengths"].tolist()

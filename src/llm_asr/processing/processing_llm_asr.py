@@ -11,6 +11,7 @@ from transformers.processing_utils import ProcessorMixin, prepare_prompt_input
 
 from .audio import AudioSource, load_audio
 from .features import extract_features
+from .keywords import spread_keywords
 from .languages import LANGUAGE_CODE_TO_NAME, UNKNOWN, find_language, suggest_languages
 from .processor_files import check_parts, check_processor_settings, naming_processor_file
 from .rendering import render_request
@@ -21,8 +22,12 @@ from .transcripts_llm_asr import LANGUAGE_END, LlmAsrTranscriptsMixin
 DEFAULT_TRANSCRIPTION_TEMPLATE = (
     "{{ audio_token }}{% if identify_language %}Name the language and transcribe the speech"
     "{% else %}Transcribe the speech{% if language %} in {{ language }}{% endif %}{% endif %}."
+    "{% if keywords %} Keywords: {{ keywords | join(', ') }}.{% endif %}"
     "{% if prompt %} Context: {{ prompt }}{% endif %}"
 )
+
+# Keywords of all recordings, or of each recording.
+Keywords = str | list[str] | list[list[str] | None] | None
 
 # For language models without a chat template.
 DEFAULT_CHAT_TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
@@ -55,8 +60,8 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
             Longest recording for the speech encoder, in samples. `None` sets no limit.
         transcription_template (`str`, *optional*):
             Jinja template of the transcription request. Its variables are `audio_token`, `language` (an English name or
-            `None`), `identify_language` (a bool) and `prompt` (a string or `None`). It is saved with the processor, so
-            that prompts at inference are the same as in training.
+            `None`), `identify_language` (a bool), `prompt` (a string or `None`) and `keywords` (a list of strings or `None`).
+            It is saved with the processor, so that prompts at inference are the same as in training.
         languages (`dict[str, str]`, *optional*):
             English names of languages, by code. Defaults to the languages of Whisper and FLEURS. Pass a larger dict to
             train other languages.
@@ -157,7 +162,7 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
     @property
     def transcription_prompt_ids(self) -> list[int]:
         """Tokens of the transcription request without language and context."""
-        return self._tokenize(self._render_request(language=None, identify_language=False, prompt=None))
+        return self._tokenize(self._render_request(None, identify_language=False, prompt=None, keywords=None))
 
     @property
     def model_input_names(self) -> list[str]:
@@ -282,6 +287,7 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
         prompt: str | list[str | None] | None = ...,
         transcription: str | list[str] | None = ...,
         identify_language: bool | list[bool] = ...,
+        keywords: Keywords = ...,
         tokenize: Literal[True] = ...,
         **kwargs: Any,
     ) -> BatchFeature: ...
@@ -298,6 +304,7 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
         prompt: str | list[str | None] | None = None,
         transcription: str | list[str] | None = None,
         identify_language: bool | list[bool] = False,
+        keywords: Keywords = None,
         tokenize: bool = True,
         **kwargs,
     ) -> BatchFeature | list[str]:
@@ -317,6 +324,9 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
             identify_language (`bool` or `list[bool]`, *optional*, defaults to `False`):
                 Whether the model names the language before the transcript: one for all recordings, or one for each. With
                 `transcription`, the answer then names `language`, and the prompt does not.
+            keywords (`str`, `list[str]` or `list[list[str]]`, *optional*):
+                Words that may be spoken, such as names: a list for all recordings, or a list (or `None`) for each recording.
+                They help a checkpoint that was trained with keywords.
             tokenize (`bool`, *optional*, defaults to `True`):
                 `False` returns the rendered prompts without reading the recordings.
             kwargs:
@@ -326,7 +336,8 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
             [`BatchFeature`] or `list[str]`: Inputs for `forward` or `generate`, or rendered prompts.
 
         Raises:
-            `ValueError`: See [`LlmAsrProcessor.__call__`]; also if a language is unknown.
+            `ValueError`: See [`LlmAsrProcessor.__call__`]; also if a language is unknown, or `keywords` are passed and
+                `transcription_template` has no place for them.
         """
         audio = _as_list(audio)
         if not audio:
@@ -341,8 +352,9 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
             raise ValueError("`language` and `identify_language` exclude each other; pass only one.")
         # The annotation of the function leaves out that a row may be `None`.
         prompts = prepare_prompt_input(prompt, len(audio), input_name="prompt")  # type: ignore[arg-type]
+        listed = spread_keywords(keywords, len(audio))
         told = [None if identify else name for name, identify in zip(languages, identifies, strict=True)]
-        text = [self._render_request(*request) for request in zip(told, identifies, prompts, strict=True)]
+        text = [self._render_request(*request) for request in zip(told, identifies, prompts, listed, strict=True)]
         if not tokenize:
             return text
         if transcription is not None:
@@ -440,27 +452,40 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
             )
         return name
 
-    def _render_request(self, language: str | None, identify_language: bool, prompt: str | None) -> str:
-        if prompt is not None and self.audio_token in prompt:
-            raise ValueError(f"`prompt` must not contain the audio token {self.audio_token!r}.")
-        special = next((token for token in self._special_tokens() if prompt is not None and token in prompt), None)
-        if special is not None:
-            raise ValueError(f"`prompt` must not contain the special token {special!r}; remove it.")
+    def _render_request(
+        self, language: str | None, identify_language: bool, prompt: str | None, keywords: list[str] | None
+    ) -> str:
+        for name, texts in (("prompt", [prompt] if prompt else []), ("keywords", keywords or [])):
+            special = next(filter(None, map(self.find_special_token, texts)), None)
+            if special is not None:
+                what = "the audio token" if special == self.audio_token else "the special token"
+                raise ValueError(f"`{name}` must not contain {what} {special!r}; remove it.")
 
-        return render_request(
-            self.transcription_template,
-            self.chat_template,
-            self.tokenizer.special_tokens_map,
-            audio_token=self.audio_token,
-            language=language,
-            identify_language=identify_language,
-            prompt=prompt,
-        )
+        def render(keywords: list[str] | None) -> str:
+            return render_request(
+                self.transcription_template,
+                self.chat_template,
+                self.tokenizer.special_tokens_map,
+                audio_token=self.audio_token,
+                language=language,
+                identify_language=identify_language,
+                prompt=prompt,
+                keywords=keywords,
+            )
 
-    def _special_tokens(self) -> list[str]:
-        """Tokens that control the language model and are not text."""
+        rendered = render(keywords)
+        if keywords and rendered == render(None):
+            raise ValueError(
+                "`keywords` cannot be used: the `transcription_template` of this processor has no place for keywords, so the "
+                "checkpoint was not trained with them. Write them into `prompt`, or leave them out."
+            )
+        return rendered
+
+    def find_special_token(self, text: str) -> str | None:
+        """Return the first token in a text that controls the language model and is not text, or `None`."""
         added = self.tokenizer.added_tokens_decoder.values()
-        return [token.content for token in added if token.special]
+        special = [self.audio_token, *(token.content for token in added if token.special)]
+        return next((token for token in special if token in text), None)
 
     def _tokenize(self, text: str, split_special_tokens: bool = False) -> list[int]:
         # The chat template already contains the special tokens that the model expects.

@@ -100,6 +100,7 @@ def request_texts(tokenizer: PreTrainedTokenizerBase) -> Iterable[str]:
                 "language": language,
                 "identify_language": identify_language,
                 "prompt": None,
+                "keywords": ["a", "b"],
             }
             yield render_request(
                 DEFAULT_TRANSCRIPTION_TEMPLATE, chat_template, tokenizer.special_tokens_map, **variables

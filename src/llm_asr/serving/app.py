@@ -150,7 +150,7 @@ class Server:
             temperature = self.default_temperature if parameters.temperature is None else parameters.temperature
             is_verbose = parameters.response_format == "verbose_json"
             decoding = Decoding(temperature, output_confidence=is_verbose)
-            job = Job(upload.recording, parameters.language, parameters.prompt, decoding)
+            job = Job(upload.recording, parameters.language, parameters.prompt, decoding, parameters.keywords)
             answer = self._stream if parameters.stream else self._answer
             await _while_connected(answer(job, parameters, send), request.receive)
 

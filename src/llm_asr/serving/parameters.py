@@ -10,9 +10,11 @@ from .errors import ApiError
 RESPONSE_FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
 GRANULARITIES = ("segment", "word")
 FIELDS = (
-    *("model", "language", "prompt", "temperature", "response_format", "stream"),
+    *("model", "language", "prompt", "keywords", "temperature", "response_format", "stream"),
     *("timestamp_granularities", "chunking_strategy"),
 )
+# Fields that may be given several times.
+REPEATABLE = ("keywords", "timestamp_granularities")
 
 
 @dataclass
@@ -21,6 +23,7 @@ class TranscriptionParameters:
     Attributes:
         language (`str`, *optional*): English name of the language.
         prompt (`str`, *optional*): Context for the language model.
+        keywords (`list[str]`, *optional*): Words that may be spoken.
         temperature (`float`, *optional*): Sampling temperature. `None` means the server's default.
         response_format (`str`): One of `RESPONSE_FORMATS`.
         granularities (`tuple[str, ...]`): Units that get times in `verbose_json`, each one of `GRANULARITIES`.
@@ -29,6 +32,7 @@ class TranscriptionParameters:
 
     language: str | None
     prompt: str | None
+    keywords: list[str] | None
     temperature: float | None
     response_format: str
     granularities: tuple[str, ...]
@@ -60,7 +64,7 @@ def read_parameters(
     for name, given in values.items():
         if name not in FIELDS:
             raise ApiError(400, f"`{name}` is not supported; supported are {', '.join(FIELDS)}.", name)
-        if len(given) > 1 and name != "timestamp_granularities":
+        if len(given) > 1 and name not in REPEATABLE:
             raise ApiError(400, f"`{name}` is given {len(given)} times.", name)
     single = {name: given[0] for name, given in values.items() if given[0] != ""}
 
@@ -86,6 +90,7 @@ def read_parameters(
     return TranscriptionParameters(
         language=_language(single, processor),
         prompt=_prompt(single, processor),
+        keywords=_keywords(values["keywords"], processor),
         temperature=_temperature(single),
         response_format=response_format,
         granularities=_granularities(values["timestamp_granularities"], response_format, has_word_times),
@@ -112,6 +117,15 @@ def _prompt(single: dict[str, str], processor: LlmAsrProcessor) -> str | None:
     except ValueError as error:
         raise ApiError(400, str(error), "prompt") from error
     return prompt
+
+
+def _keywords(given: list[str], processor: LlmAsrProcessor) -> list[str] | None:
+    keywords = [keyword for keyword in given if keyword.strip()] or None
+    try:
+        processor.apply_transcription_request("", keywords=keywords, tokenize=False)
+    except ValueError as error:
+        raise ApiError(400, str(error), "keywords") from error
+    return keywords
 
 
 def _temperature(single: dict[str, str]) -> float | None:

@@ -105,6 +105,12 @@ class DataArguments:
     language_dropout: float = field(
         default=0.5, metadata={"help": "Share of training prompts that do not name the language."}
     )
+    max_keywords: int = field(
+        default=0,
+        metadata={
+            "help": "Largest number of keywords in a training prompt, for models that take keywords; 0 for none."
+        },
+    )
     feature_cache: str | None = field(
         default=None, metadata={"help": "Folder for saving the outputs of a frozen speech encoder."}
     )
@@ -123,6 +129,8 @@ class DataArguments:
     )
 
     def __post_init__(self):
+        if self.max_keywords < 0:
+            raise ValueError(f"`max_keywords` must not be negative, got {self.max_keywords}.")
         if self.feature_cache is not None and (self.speed_perturbation or self.spec_augment):
             raise ValueError(
                 "`speed_perturbation` and `spec_augment` change recordings in every epoch, but `feature_cache` encodes them only "

@@ -11,6 +11,7 @@ from transformers.feature_extraction_utils import BatchFeature
 
 from ..processing.processing_llm_asr import LlmAsrProcessor
 from .augmentation import Augmentation
+from .keyword_sampling import KeywordSampling
 
 
 @dataclass
@@ -36,6 +37,9 @@ class LlmAsrDataCollator:
             Column with files of [`cache_audio_hidden_states`], which replace the recordings.
         augmentation ([`Augmentation`], *optional*):
             Augmentation of recordings and features. Pass it to [`LlmAsrTrainer`] to augment only training batches.
+        keyword_sampling ([`KeywordSampling`], *optional*):
+            Draws the keywords of prompts. Pass it to [`LlmAsrTrainer`] to list keywords only in training batches. The processor's
+            `transcription_template` must have a place for keywords.
         row_ids (`bool`, *optional*, defaults to `False`):
             Whether to add `row_ids`, a list with the `row` of each row. [`LlmAsrTrainer`] removes it before the forward pass,
             and reports it if a loss is not finite.
@@ -48,6 +52,7 @@ class LlmAsrDataCollator:
     language_dropout: float = 0.0
     hidden_states_column: str | None = None
     augmentation: Augmentation | None = None
+    keyword_sampling: KeywordSampling | None = None
     row_ids: bool = False
 
     def __post_init__(self):
@@ -81,6 +86,8 @@ class LlmAsrDataCollator:
         transcripts = [self._transcript(row) for row in rows]
         languages, identifies = zip(*(self._language(row) for row in rows), strict=True)
         requests: dict[str, Any] = {"language": languages, "identify_language": identifies}
+        if self.keyword_sampling is not None:
+            requests["keywords"] = [self._keywords(row, self.keyword_sampling) for row in rows]
         if self.hidden_states_column is None:
             recordings = [self._recording(row) for row in rows]
             batch = self.processor.apply_transcription_request(recordings, transcription=transcripts, **requests)
@@ -109,6 +116,11 @@ class LlmAsrDataCollator:
             return recording
         bounds = (self.processor.min_audio_samples, self.processor.max_audio_samples)
         return self.augmentation.perturb(recording, self._key(row), *bounds)
+
+    def _keywords(self, row: dict, sampling: KeywordSampling) -> list[str]:
+        keywords = sampling.draw(row[self.text_column], row.get(self.language_column), self._key(row))
+        # A transcript may contain the name of a special token, which is refused in prompts.
+        return [keyword for keyword in keywords if self.processor.find_special_token(keyword) is None]
 
     def _key(self, row: dict) -> str:
         """The key of a row's random draws. It depends only on the row, so that a resumed run repeats the draws."""

@@ -14,6 +14,7 @@ from transformers import BitsAndBytesConfig, HfArgumentParser, set_seed
 from .. import registration  # noqa: F401 (registers the processor with the model)
 from ..datasets_asr import load_asr_dataset
 from ..evaluation.compute_metrics import ErrorRates
+from ..keyword_lists import KeywordLists
 
 # This import registers the classes with Transformers. Composing a model looks them up there.
 from ..registration import LlmAsrForConditionalGeneration, LlmAsrProcessor
@@ -27,6 +28,7 @@ from .expert_usage_callback import ExpertUsageCallback
 from .feature_cache import cache_audio_hidden_states
 from .filters import RowFilters
 from .interruption import GracefulExit, ManifestCallback, last_complete_checkpoint
+from .keyword_sampling import KeywordSampling
 from .lora import add_lora
 from .run_record import RunRecord
 from .sample_transcripts import SampleTranscripts, SampleTranscriptsCallback
@@ -144,6 +146,14 @@ def main(argv: list[str]) -> None:
     train(*parse_arguments(argv))
 
 
+def list_keywords(dataset: Any, data_args: DataArguments) -> KeywordLists:
+    """The words of a training set, for keywords of prompts."""
+    has_language = data_args.language_column in dataset.column_names
+    # The collator names rows without a transcript.
+    texts = [text or "" for text in dataset[data_args.text_column]]
+    return KeywordLists(texts, dataset[data_args.language_column] if has_language else None)
+
+
 def train(model_args: ModelArguments, data_args: DataArguments, training_args: LlmAsrTrainingArguments) -> None:
     """
     Compose or load a model, train it on datasets, and save the checkpoint in `training_args.output_dir`.
@@ -163,8 +173,11 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: L
     if training_args.do_train and "train" not in datasets:
         raise ValueError("Pass `train_dataset` or `train_datasets` to train.")
     streams = any(isinstance(dataset, StreamingMixture) for dataset in datasets.values())
-    if streams and data_args.feature_cache is not None:
-        raise ValueError("`feature_cache` needs datasets that do not stream; set `streaming: false`.")
+    for option in ("feature_cache", "max_keywords"):
+        if streams and getattr(data_args, option):
+            raise ValueError(f"`{option}` needs datasets that do not stream; set `streaming: false`.")
+    if data_args.max_keywords and "train" not in datasets:
+        raise ValueError("`max_keywords` is for training; pass `train_dataset`, or leave it out.")
 
     quantization_config = None
     if model_args.load_in_4bit or model_args.load_in_8bit:
@@ -178,6 +191,9 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: L
     # The model, or a `PeftModel` of it.
     model: Any
     model, processor = load_model(model_args, quantization_config)
+    if data_args.max_keywords:
+        # Fail before training if the template has no place for keywords.
+        processor.apply_transcription_request("", keywords=["keyword"], tokenize=False)
     model.to(training_args.device)
     if model_args.compile_audio:
         compile_audio_tower(model)
@@ -222,6 +238,11 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: L
             SpecAugment(processor) if data_args.spec_augment else None,
             training_args.seed,
         )
+    keyword_sampling = None
+    if data_args.max_keywords:
+        keyword_sampling = KeywordSampling(
+            list_keywords(datasets["train"], data_args), data_args.max_keywords, training_args.seed
+        )
     languages = None
     evaluated = datasets.get("eval")
     if isinstance(evaluated, Dataset) and data_args.language_column in evaluated.column_names:
@@ -236,6 +257,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: L
         processing_class=processor,
         compute_metrics=samples,
         augmentation=augmentation,
+        keyword_sampling=keyword_sampling,
     )
 
     graceful_exit = GracefulExit()
