@@ -32,6 +32,8 @@ def run_and_list_modules(*arguments):
     [
         (["--help"], 0, "usage: llm-asr"),
         (["transcribe", "--help"], 0, "--timestamps"),
+        (["listen", "--help"], 0, "--pcm-rate"),
+        (["listen", "--model", "nowhere", "--pcm-rate", "8000"], 2, "--pcm-rate is for a pipe"),
         (["align", "--help"], 0, "--text-file"),
         (["align", "nowhere.wav", "uno", "--model", "nowhere"], 2, "'nowhere.wav' is not a file"),
         (["serve", "--help"], 0, "--cors-origins"),

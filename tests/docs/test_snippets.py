@@ -31,6 +31,7 @@ NOT_RUN = {
     "needs the checkpoint of the demo": 4,
     "needs bitsandbytes": 1,
     "needs Docker": 1,
+    "needs a microphone": 2,
     "runs until it is stopped": 1,
 }
 

@@ -5,8 +5,8 @@ from collections import deque
 
 class Agreement:
     """
-    LocalAgreement-n (https://aclanthology.org/2020.iwslt-1.27, for speech arXiv 2307.14743): a word is committed when `num_passes` consecutive
-    hypotheses of a segment agree on it and on all words before it.
+    LocalAgreement-n (arXiv 2005.11185; for Whisper arXiv 2307.14743): a word is committed when `num_passes` consecutive hypotheses
+    of a segment agree on it and on all words before it.
 
     A committed word stays, even if a later hypothesis has another one in its place. The words that follow it are then found
     by the smallest edit distance between the committed words and the beginnings of the hypothesis.

@@ -84,7 +84,9 @@ class LlmAsrStream:
             self._resampler = open_resampler(self.sampling_rate, processor.sampling_rate)
         self._is_finished = False
 
-    def push(self, block: np.ndarray | bytes, sampling_rate: int | None = None) -> list[LiveEvent]:
+    def push(
+        self, block: np.ndarray | bytes, sampling_rate: int | None = None, catch_up: bool = False
+    ) -> list[LiveEvent]:
         """
         Add audio, and transcribe what it makes due.
 
@@ -92,6 +94,9 @@ class LlmAsrStream:
             block (`np.ndarray` of shape `(num_samples,)` or `(num_channels, num_samples)`, or `bytes`): The next samples, as
                 [`check_waveform`] takes them; `bytes` hold mono PCM, signed, 16 bits, little-endian. It may be empty.
             sampling_rate (`int`, *optional*): Sampling rate of the block. It is only checked.
+            catch_up (`bool`, *optional*, defaults to `False`): Whether to transcribe the unfinished segment only once for the
+                whole block. For a source that does not wait: push everything that has arrived. Events then depend on the
+                blocks; the text of segments does not.
 
         Returns:
             `list[LiveEvent]`: Changes of the transcript, in order.
@@ -100,7 +105,7 @@ class LlmAsrStream:
             `ValueError`: If the stream is finished, the sampling rate has changed, or samples are not usable. The stream can
                 then go on with other blocks.
         """
-        return push_together([self], [block], sampling_rate)[0]
+        return push_together([self], [block], sampling_rate, catch_up)[0]
 
     def finish(self) -> list[LiveEvent]:
         """
@@ -136,7 +141,10 @@ class LlmAsrStream:
 
 
 def push_together(
-    streams: list[LlmAsrStream], blocks: list[np.ndarray | bytes], sampling_rate: int | None = None
+    streams: list[LlmAsrStream],
+    blocks: list[np.ndarray | bytes],
+    sampling_rate: int | None = None,
+    catch_up: bool = False,
 ) -> list[list[LiveEvent]]:
     """
     Add a block to each of several streams of one model. Speech encoder, projector and language model run on all of them in
@@ -145,7 +153,7 @@ def push_together(
     Args:
         streams (`list[LlmAsrStream]`): The streams.
         blocks (`list`): One block for each stream; see [`LlmAsrStream.push`].
-        sampling_rate (`int`, *optional*): See [`LlmAsrStream.push`].
+        sampling_rate, catch_up: See [`LlmAsrStream.push`].
 
     Returns:
         `list[list[LiveEvent]]`: Changes of each transcript.
@@ -159,7 +167,7 @@ def push_together(
     _check_together(streams)
     for stream, added in zip(streams, samples, strict=True):
         stream._add(added)
-    return _transcribe(streams)
+    return _transcribe(streams, catch_up)
 
 
 def finish_together(streams: list[LlmAsrStream]) -> list[list[LiveEvent]]:
@@ -234,13 +242,13 @@ def _check_together(streams: list[LlmAsrStream]) -> None:
 
 
 @torch.no_grad()
-def _transcribe(streams: list[LlmAsrStream]) -> list[list[LiveEvent]]:
+def _transcribe(streams: list[LlmAsrStream], catch_up: bool = False) -> list[list[LiveEvent]]:
     """Transcribe what is due, one pass of each stream at a time."""
     events: list[list[LiveEvent]] = [[] for _ in streams]
     while due := [
         (stream.transcript, found, given)
         for stream, found in zip(streams, events, strict=True)
-        if (given := stream.transcript.next_pass()) is not None
+        if (given := stream.transcript.next_pass(catch_up)) is not None
     ]:
         results = transcribe_passes(streams[0].model, streams[0].processor, [given for _, _, given in due])
         for (transcript, found, given), (token_ids, alphas) in zip(due, results, strict=True):

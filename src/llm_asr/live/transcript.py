@@ -172,12 +172,12 @@ class LiveTranscript:
         """The stream ends with the samples that were added. The unfinished segment is finished."""
         self._is_ending = True
 
-    def next_pass(self, only_newest: bool = False) -> Pass | None:
+    def next_pass(self, catch_up: bool = False) -> Pass | None:
         """
         Hear the samples that wait until something is to be transcribed.
 
         Args:
-            only_newest (`bool`, *optional*, defaults to `False`): Whether to hear all samples before an unfinished segment is
+            catch_up (`bool`, *optional*, defaults to `False`): Whether to hear all samples before an unfinished segment is
                 transcribed. A process that lags behind so leaves passes out. By default events do not depend on how the
                 samples are cut into blocks.
 
@@ -188,7 +188,7 @@ class LiveTranscript:
         while True:
             if self._finished:
                 return self._pass(self._finished.popleft(), is_last=True)
-            if self._is_due() and not (only_newest and self._can_hear()):
+            if self._is_due() and not (catch_up and self._can_hear()):
                 self._passed_until = self.segmenter.end
                 return self._pass(self.segmenter.open_segment(), is_last=False)
             if not self._can_hear():
