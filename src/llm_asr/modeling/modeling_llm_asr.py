@@ -183,6 +183,7 @@ class LlmAsrModel(LlmAsrPreTrainedModel):
                 input_features.to(self.audio_tower.dtype),
                 input_features_mask,
                 self.config.encoder_padding,
+                self.config.draw_attention_chunks() if self.training else self.config.attention_chunks,
                 **kwargs,
             )
 
