@@ -191,7 +191,7 @@ def test_the_previous_transcript_is_verified_in_one_pass(tiny, monkeypatch):
 def test_several_streams_are_one_batch(tiny, speech, monkeypatch):
     model, processor = tiny
     waveforms = [speech, speech[::-1].copy(), np.concatenate([silence(0.3), speech])[: len(speech)]]
-    options = [{"language": "es"}, {"prompt": "cuatro"}, {}]
+    options = [{"language": "es"}, {"prompt": "cuatro"}, {"keywords": ["Ana"]}]
     alone = [
         listen(LlmAsrStream(model, processor, **kwargs), waveform, [3200])
         for kwargs, waveform in zip(options, waveforms, strict=True)
@@ -270,6 +270,7 @@ def test_bad_blocks_are_refused_and_the_stream_goes_on(tiny, speech):
     [
         ({"language": "klingon"}, "'klingon' is not among the"),
         ({"prompt": "<|audio|>"}, "must not contain the audio token"),
+        ({"keywords": ["<|audio|>"]}, "`keywords` must not contain the audio token"),
         ({"latency_s": 0.1}, "`latency_s` must be finite and at least 0.2, got 0.1"),
         ({"latency_s": float("nan")}, "`latency_s` must be finite"),
         ({"agreement": 0}, "`agreement` must be a whole number from 1 up"),
