@@ -36,7 +36,7 @@ def make_workspace(folder: Path, parts: dict[str, str]) -> None:
     """
     rows = write_recordings(folder)
     for name, part in (("train", rows[4:]), ("validation", rows[2:4]), ("test", rows[:2])):
-        lines = [json.dumps(row) for row in part]
+        lines = [json.dumps({**row, "translation": row["text"], "target_language": "en"}) for row in part]
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     train_checkpoint(folder)
     for name in ("runs/demo-moe_cif", "runs/mine"):

@@ -89,8 +89,9 @@ def long_recording():
     return encode(np.concatenate(pieces), 22050, "FLAC")
 
 
-def post(address, contents, name="speech.wav", data=None, **kwargs):
-    return httpx.post(address + ROUTE, files={"file": (name, contents)}, data=data or {}, timeout=60, **kwargs)
+def post(address, contents, name="speech.wav", data=None, path="transcriptions", **kwargs):
+    route = ROUTE.replace("transcriptions", path)
+    return httpx.post(address + route, files={"file": (name, contents)}, data=data or {}, timeout=60, **kwargs)
 
 
 def metric(address, name):
@@ -122,6 +123,28 @@ def test_responses_equal_the_output_of_the_pipeline(address, transcriber, speech
             response = post(address, contents, data={"model": "tiny", **fields})
             assert response.status_code == 200
             assert response.json()["text"] == expected
+
+
+def test_translations(address, transcriber, speech, long_recording):
+    for fields, target in (({}, "English"), ({"target_language": "de", "language": "es"}, "German")):
+        options = {"task": "translate", "target_language": target, "language": fields.get("language")}
+        for contents in (speech[0], long_recording):
+            expected = transcriber(contents, return_timestamps=True, **options)
+            response = post(address, contents, data=fields, path="translations")
+            assert response.json()["text"] == expected["text"] != transcriber(contents)["text"]
+            verbose = post(
+                address, contents, data={**fields, "response_format": "verbose_json"}, path="translations"
+            ).json()
+            assert (verbose["task"], verbose["language"]) == ("translate", target.lower())
+            times = [(segment["start"], segment["end"]) for segment in verbose["segments"]]
+            assert times == [chunk["timestamp"] for chunk in expected["chunks"]]
+    words = {"response_format": "verbose_json", "timestamp_granularities[]": "word"}
+    response = post(address, speech[0], data=words, path="translations")
+    check_error(response, 400, "The words of a translation are not spoken", "timestamp_granularities")
+    response = post(address, speech[0], data={"target_language": "xx"}, path="translations")
+    check_error(response, 400, "'xx' is not among", "target_language")
+    response = post(address, speech[0], data={"target_language": "en"})
+    check_error(response, 400, "`target_language` is not supported", "target_language")
 
 
 def test_formats_of_phones_and_browsers_are_read(address, transcriber):

@@ -183,7 +183,8 @@ def test_every_schema_gives_the_same_columns(schema, streaming, tmp_path):
         assert row["audio"] == columns["audio"][1]
         assert (row["text"], row["language"], row["dataset"]) == (text, language, str(folder))
         assert row["row"].startswith(f"{folder}#")
-        assert set(row) == {"audio", "text", "language", "dataset", "row", "duration"}
+        names = {"audio", "text", "language", "translation", "target_language", "dataset", "row", "duration"}
+        assert set(row) == names
         # The duration comes from the dataset or from the filters. Streams do not keep the duration of the filters.
         assert row["duration"] == (None if streaming and "duration_column" not in recipe else 0.1)
     assert filters.report.counts == {str(folder): {"kept": 3}}

@@ -67,6 +67,7 @@ class LlmAsrGenerationMixin(GenerationMixin, HeadedModelInterface):
         audio_hidden_states_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         target_lengths: torch.Tensor | None = None,
+        is_translation: torch.Tensor | None = None,
         compression_ratio_threshold: float | None = None,
         logprob_threshold: float | None = None,
         no_speech_threshold: float | None = None,
@@ -98,8 +99,8 @@ class LlmAsrGenerationMixin(GenerationMixin, HeadedModelInterface):
                 Embedded prompts; see [`LlmAsrModel.merge_audio_and_text`].
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 Targets to cut off from `input_ids`, so that a training batch can be passed as it is.
-            target_lengths (`torch.LongTensor`, *optional*):
-                Ignored: how many tokens there are is for the model to find out.
+            target_lengths, is_translation (`torch.Tensor`, *optional*):
+                Ignored: how many tokens there are is for the model to find out, and the prompt says what the task is.
             compression_ratio_threshold, logprob_threshold, no_speech_threshold (`float`, *optional*):
                 With several values of `temperature`: when the next is tried; see [`Fallback`].
             output_confidence (`bool`, *optional*, defaults to `False`):

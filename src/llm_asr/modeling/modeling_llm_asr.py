@@ -449,6 +449,7 @@ class LlmAsrForConditionalGeneration(
         # Not `label_...`: the `Trainer` takes every such argument for labels.
         lm_loss_smoothing: float = 0.0,
         draft_only: bool = False,
+        is_translation: torch.Tensor | None = None,
         cache: Cache | None = None,
         **kwargs: Any,
     ) -> LlmAsrCausalLMOutputWithPast:
@@ -471,8 +472,8 @@ class LlmAsrForConditionalGeneration(
             audio_hidden_states_mask (`torch.Tensor` of shape `(num_recordings, num_frames)`, *optional*):
                 Non-zero for its real frames.
             target_lengths (`torch.LongTensor` of shape `(num_recordings,)`, *optional*):
-                Tokens of each transcript, which CIF is to fire and to predict. Defaults to the number of labels of each
-                row that are not an end-of-sequence token.
+                Tokens of each transcript, which CIF is to fire and to predict; negative where they are unknown. Defaults to
+                the number of labels of each row that are not an end-of-sequence token, and to -1 for translations.
             num_items_in_batch (`torch.Tensor` or `int`, *optional*):
                 Number of labels in the whole optimizer step, over gradient accumulation and processes, as the `Trainer`
                 passes it. Every part of the loss is normalised by it.
@@ -486,6 +487,8 @@ class LlmAsrForConditionalGeneration(
                 Whether the layers of the language model are left out, for a first stage of training: the loss is that of
                 the draft and the projector alone, and there are no `logits`. Needs `draft_head=True` in the projector
                 configuration.
+            is_translation (`torch.BoolTensor` of shape `(batch_size,)`, *optional*):
+                Rows whose labels are a translation. They have no draft loss.
             cache (`Cache`, *optional*):
                 `past_key_values`, by their name from Transformers 5.24 on.
 
@@ -504,13 +507,14 @@ class LlmAsrForConditionalGeneration(
             )
         if labels is not None and recordings is not None:
             target_lengths = resolve_target_lengths(
-                labels, target_lengths, len(recordings), self._eos_token_ids(labels.device)
+                labels, target_lengths, len(recordings), self._eos_token_ids(labels.device), is_translation
             )
         if draft_only:
             return self._forward_draft_only(
                 labels,
                 target_lengths,
                 num_items_in_batch,
+                is_translation,
                 input_features=input_features,
                 input_features_mask=input_features_mask,
                 audio_hidden_states=audio_hidden_states,
@@ -556,7 +560,7 @@ class LlmAsrForConditionalGeneration(
             losses["lm_loss"] = language_modeling_loss(
                 self.loss_function, scored, shift_labels.to(scored.device), lm_loss_smoothing, num_items_in_batch
             )
-            losses.update(self._projector_losses(audio, labels, target_lengths, num_items_in_batch))
+            losses.update(self._projector_losses(audio, labels, target_lengths, num_items_in_batch, is_translation))
             losses["loss"] = weighted_sum(losses, self.config.projector_config)
 
         return LlmAsrCausalLMOutputWithPast(

@@ -18,6 +18,7 @@ from .audio import stream_audio
 from .cpu_precision import slow_dtypes
 from .processing_llm_asr import LlmAsrProcessor
 from .segmentation import Segment, read_segments
+from .tasks import check_translation_options, spread_tasks
 from .undecoded import is_column, without_decoding
 from .writing import joint
 
@@ -66,6 +67,9 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
     - `min_silence_s` (`float`, *optional*, defaults to 0.5): Shortest silence in seconds that always separates segments.
     - `vad` (`str`, *optional*, defaults to `"energy"`): Voice activity detection; see [`split_at_silences`]. The transcript
       of a recording without speech is empty.
+    - `task` (`str`, *optional*, defaults to `"transcribe"`): `"translate"` translates the speech into `target_language`. `language`
+      is the spoken language, which a translation does not identify. Word times and drafts are refused for translations.
+    - `target_language` (`str`, *optional*): Language of the translation, as a code or an English name.
     - `text` (`str` or `list[str]`, *optional*): What is said in the recording, or in each recording of a list. The pipeline
       then does not transcribe. It finds the times of the words of `text`, in `chunks`, each with a `confidence`; see
       [`LlmAsrProcessor.align`]. It needs a projector with CIF, and does not run the language model.
@@ -168,6 +172,8 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
         language=None,
         prompt=None,
         keywords=None,
+        task=None,
+        target_language=None,
         text=None,
         return_timestamps=None,
         return_confidence=None,
@@ -198,10 +204,15 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
             unused = {
                 "prompt": prompt,
                 "keywords": keywords,
+                "task": task,
+                "target_language": target_language,
                 "return_timestamps": return_timestamps,
                 "return_confidence": return_confidence,
             }
             self._check_given_text(text, {**kwargs, **unused})
+        spread_tasks(task or "transcribe", target_language, 1)
+        if task == "translate":
+            check_translation_options(return_timestamps, options)
         longest = self.processor.max_audio_samples
         if (
             longest is not None
@@ -217,6 +228,8 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
             "language": language,
             "prompt": prompt,
             "keywords": keywords,
+            "task": task,
+            "target_language": target_language,
             "text": text,
             "chunk_length_s": chunk_length_s,
             "min_silence_s": min_silence_s,
@@ -228,6 +241,8 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
             forward_params["output_confidence"] = return_confidence
         if return_timestamps is not None or return_confidence is not None:
             postprocess_params["return_timestamps"] = return_timestamps or bool(return_confidence)
+        if task is not None:
+            postprocess_params["task"] = task
         if language is not None:
             postprocess_params["language"] = self.processor.language_name(language)
         return preprocess_params, forward_params, postprocess_params
@@ -262,6 +277,8 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
         language=None,
         prompt=None,
         keywords=None,
+        task="transcribe",
+        target_language=None,
         text=None,
         chunk_length_s=None,
         min_silence_s=0.5,
@@ -286,7 +303,9 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
                     language=language,
                     prompt=prompt,
                     keywords=keywords,
-                    identify_language=language is None,
+                    task=task,
+                    target_language=target_language,
+                    identify_language=language is None and task == "transcribe",
                 )
             else:
                 model_inputs = self.processor(audio=segment.waveform)
@@ -356,11 +375,13 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
                 piece[name] = outputs[name].float()
         return piece
 
-    def postprocess(self, model_outputs, return_timestamps=False, language=None):  # type: ignore[override]
+    def postprocess(  # type: ignore[override]
+        self, model_outputs, return_timestamps=False, language=None, task="transcribe"
+    ):
         frame_period = self.model.config.projector_frame_period
         if model_outputs[0]["text"] is not None:
             return align_pieces(model_outputs, self.processor, frame_period, language)
-        return join_pieces(model_outputs, self.processor, frame_period, return_timestamps, language)
+        return join_pieces(model_outputs, self.processor, frame_period, return_timestamps, language, task)
 
 
 def _has_entries(name: str, value: Any) -> bool:
@@ -408,6 +429,7 @@ def join_pieces(
     frame_period: float,
     return_timestamps: bool | str = False,
     language: str | None = None,
+    task: str = "transcribe",
 ) -> dict:
     """
     Join the results of the segments of a recording.
@@ -420,6 +442,8 @@ def join_pieces(
         return_timestamps (`bool` or `str`, *optional*, defaults to `False`): See [`LlmAsrPipeline`].
         language (`str`, *optional*): English name of the language. By default the result has the language that the model
             identified in most of the recording.
+        task (`str`, *optional*, defaults to `"transcribe"`): With `"translate"`, the weights of CIF are not used, because they
+            are those of the transcript.
 
     Returns:
         `dict`: `{"text", "language"}` and possibly `chunks`; see [`LlmAsrPipeline`].
@@ -435,6 +459,8 @@ def join_pieces(
         seconds[spoken] += piece["end"] - piece["start"]
         text += joint(text, decoded["text"]) + decoded["text"]
         if return_timestamps:
+            if task == "translate":
+                piece = {name: value for name, value in piece.items() if name != "alphas"}
             chunks += _chunks(piece, decoded["text"], spoken, processor, frame_period, return_timestamps)
     result = {"text": text, "language": seconds.most_common(1)[0][0] if seconds else language}
     return {**result, "chunks": chunks} if return_timestamps else result

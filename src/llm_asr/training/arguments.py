@@ -105,6 +105,10 @@ class DataArguments:
     language_dropout: float = field(
         default=0.5, metadata={"help": "Share of training prompts that do not name the language."}
     )
+    translation_share: float = field(
+        default=0.0,
+        metadata={"help": "Share of the rows with a translation that are translated instead of transcribed."},
+    )
     max_keywords: int = field(
         default=0,
         metadata={

@@ -228,6 +228,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: L
         text_column=data_args.text_column,
         language_column=data_args.language_column,
         language_dropout=data_args.language_dropout,
+        translation_share=data_args.translation_share,
         hidden_states_column=None if data_args.feature_cache is None else "audio_hidden_states",
         row_ids=True,
     )
