@@ -33,7 +33,7 @@ class LlmAsrStream:
         latency_s (`float`, *optional*, defaults to 1.0): Seconds of new audio in the unfinished segment before it is
             transcribed again.
         sampling_rate (`int`, *optional*): Samples per second of the blocks. Defaults to the model's. Another rate needs soxr.
-        prompt, agreement, max_segment_s, min_silence_s, vad: See [`LiveSettings`].
+        prompt, agreement, max_segment_s, min_silence_s, vad, keywords: See [`LiveSettings`].
 
     Raises:
         `ValueError`: If an option has an invalid value, or does not fit the model.
@@ -63,6 +63,7 @@ class LlmAsrStream:
         max_segment_s: float | None = None,
         min_silence_s: float = 0.5,
         vad: str = "energy",
+        keywords: list[str] | None = None,
     ):
         processor.check_model(model.config)
         config = model.generation_config
@@ -77,7 +78,7 @@ class LlmAsrStream:
             raise ValueError(
                 f"`sampling_rate` must be a whole number from {MIN_SAMPLING_RATE} up, got {self.sampling_rate!r}."
             )
-        settings = LiveSettings(language, prompt, latency_s, agreement, max_segment_s, min_silence_s, vad)
+        settings = LiveSettings(language, prompt, latency_s, agreement, max_segment_s, min_silence_s, vad, keywords)
         self.transcript = LiveTranscript(processor, model.config.projector_frame_period, settings)
         self._resampler = None
         if self.sampling_rate != processor.sampling_rate:
@@ -221,6 +222,7 @@ def transcribe_passes(
         language=[one.language for one in passes],
         # The annotation leaves out that a row may be `None`.
         prompt=[one.prompt for one in passes],
+        keywords=[one.keywords for one in passes],
         identify_language=[one.language is None for one in passes],
     ).to(model.device)
     options: dict = {}

@@ -38,6 +38,7 @@ class LiveSettings:
             that is less.
         min_silence_s (`float`, *optional*, defaults to 0.5): Shortest silence in seconds that finishes a segment.
         vad (`str`, *optional*, defaults to `"energy"`): Voice activity detection; see [`split_at_silences`].
+        keywords (`list[str]`, *optional*): Words that may be spoken.
 
     Raises:
         `ValueError`: If an option has an invalid value.
@@ -50,6 +51,7 @@ class LiveSettings:
     max_segment_s: float | None = None
     min_silence_s: float = 0.5
     vad: str = "energy"
+    keywords: list[str] | None = None
 
     def __post_init__(self):
         if not MIN_LATENCY_S <= self.latency_s < math.inf:
@@ -87,7 +89,7 @@ class Pass:
         segment ([`Segment`]): The segment, at the model's sampling rate.
         is_last (`bool`): Whether the segment is finished.
         draft_ids (`list[int]`): Tokens of the previous hypothesis of the segment, without an end-of-sequence token.
-        language, prompt (`str`, *optional*): See [`LiveSettings`].
+        language, prompt (`str`, *optional*), keywords (`list[str]`, *optional*): See [`LiveSettings`].
     """
 
     segment: Segment
@@ -95,6 +97,7 @@ class Pass:
     draft_ids: list[int]
     language: str | None
     prompt: str | None
+    keywords: list[str] | None
 
 
 class LiveTranscript:
@@ -127,8 +130,8 @@ class LiveTranscript:
         self.frame_period = frame_period
         self.settings = settings = settings or LiveSettings()
         self.language = processor.language_name(settings.language)
-        # Rendering the request checks the prompt without reading a recording.
-        processor.apply_transcription_request("", prompt=settings.prompt, tokenize=False)
+        # Rendering the request checks it without reading a recording.
+        processor.apply_transcription_request("", prompt=settings.prompt, keywords=settings.keywords, tokenize=False)
         self.segmenter = LiveSegmenter(
             processor.sampling_rate, settings.longest_segment(processor), settings.min_silence_s, settings.vad, start
         )
@@ -229,7 +232,7 @@ class LiveTranscript:
         return LiveEvent(committed, tuple(words[first:end]), partial, language, heard)
 
     def _pass(self, segment: Segment, is_last: bool) -> Pass:
-        return Pass(segment, is_last, self._draft_ids, self.language, self.settings.prompt)
+        return Pass(segment, is_last, self._draft_ids, self.language, self.settings.prompt, self.settings.keywords)
 
     def _is_due(self) -> bool:
         start = self.segmenter.open_start
