@@ -143,7 +143,9 @@ class LlmAsrGenerationMixin(GenerationMixin, HeadedModelInterface):
                 raise ValueError(
                     "`draft_only` encodes recordings itself; pass `input_features` or `audio_hidden_states`."
                 )
-            missing = [name for name in ("pooler_output", "audio_lengths", "num_frames") if audio_outputs.get(name) is None]
+            missing = [
+                name for name in ("pooler_output", "audio_lengths", "num_frames") if audio_outputs.get(name) is None
+            ]
             if missing:
                 raise ValueError(f"`audio_outputs` have no {missing}; pass what `get_audio_features` returns.")
             recordings = audio_outputs.audio_lengths
