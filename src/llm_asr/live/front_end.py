@@ -1,10 +1,9 @@
 """The speech encoder and the projector of a stream, for checkpoints that were trained in chunks."""
 
 import numpy as np
-import torch
 
 from ..modeling.outputs_llm_asr import LlmAsrAudioOutput
-from ..modeling.streaming_audio import StreamingAudioState, join_audio_outputs, stream_audio_features
+from ..modeling.streaming_audio import join_audio_outputs
 from ..processing.log_mel import StreamingLogMel
 from ..processing.processing_llm_asr import LlmAsrProcessor
 from ..processing.waveforms import check_waveform
@@ -46,7 +45,7 @@ class StreamingFrontEnd:
     def __init__(self, model, processor: LlmAsrProcessor):
         processor.check_model(model.config)
         self.model = model
-        self.state = StreamingAudioState(model.model)
+        self.state = model.model.open_audio_stream()
         self._log_mel = StreamingLogMel(processor.feature_extractor)
         self._pieces: list[LlmAsrAudioOutput] = []
 
@@ -131,8 +130,8 @@ def push_front_ends(
         front_end._log_mel.push(block, last)
         for front_end, block, last in zip(front_ends, checked, is_last, strict=True)
     ]
-    with torch.no_grad():
-        outputs = stream_audio_features(model.model, [front_end.state for front_end in front_ends], features, is_last)
+    states = [front_end.state for front_end in front_ends]
+    outputs = model.model.stream_audio_features(states, features, is_last)
     for front_end, output in zip(front_ends, outputs, strict=True):
         front_end._pieces.append(output)
     return outputs

@@ -98,70 +98,77 @@ class StreamingAudioState:
         self.is_finished = False
 
 
-@torch.no_grad()
-def stream_audio_features(
-    model: "LlmAsrModel",
-    states: list[StreamingAudioState],
-    input_features: list[torch.Tensor],
-    is_last: list[bool],
-) -> list[LlmAsrAudioOutput]:
-    """
-    Encode and project the next features of several streams. Chunks of different streams are one batch of the encoder, and their
-    embeddings one of the projector's layers.
+class LlmAsrStreamingMixin:
+    """Adds streams of audio to [`LlmAsrModel`]."""
 
-    Over all calls, the outputs of a stream joined by [`join_audio_outputs`] are what `get_audio_features` gives for the whole.
+    def open_audio_stream(self: Any) -> StreamingAudioState:
+        """
+        What `stream_audio_features` keeps of one stream.
 
-    Args:
-        model ([`LlmAsrModel`]): The model.
-        states (`list[StreamingAudioState]`): One for each stream.
-        input_features (`list[torch.Tensor]`): Features of shape `(num_mel_bins, num_mel_frames)`, for each stream. There may be
-            none.
-        is_last (`list[bool]`): Whether they are the last of their stream.
+        Raises:
+            `ValueError`: If the model cannot encode streams.
+        """
+        return StreamingAudioState(self)
 
-    Returns:
-        `list[LlmAsrAudioOutput]`: For each stream, what is new, as of one recording: `last_hidden_state`, `pooler_output`,
-        `audio_lengths`, `num_frames` and, with CIF, `alphas` and `fire_times` in seconds from the start of the stream.
+    @torch.no_grad()
+    def stream_audio_features(
+        self: Any, states: list[StreamingAudioState], input_features: list[torch.Tensor], is_last: list[bool]
+    ) -> list[LlmAsrAudioOutput]:
+        """
+        Encode and project the next features of several streams. Chunks of different streams are one batch of the encoder, and
+        their embeddings one of the projector's layers.
 
-    Raises:
-        `ValueError`: If a stream is finished, or longer than the encoder takes. Nothing has been added then.
-    """
-    if any(state.is_finished for state in states):
-        raise ValueError("The stream is finished and takes no further features; open another one.")
-    family = find_speech_encoder(model.config.audio_config)
-    encoders = [state.encoder for state in states]
-    hidden_states = family.encode_stream(model.audio_tower, encoders, input_features, is_last)
-    uses_cif = model.config.projector_config.uses_cif
-    pieces, outputs = [], []
-    for state, hidden, last in zip(states, hidden_states, is_last, strict=True):
-        frames = state.projector.downsample(hidden, last)
-        output = LlmAsrAudioOutput(
-            last_hidden_state=hidden[None], num_frames=torch.tensor([len(hidden)], device=hidden.device)
-        )
-        if uses_cif:
-            frames, times, alphas = state.projector.integrate(frames, last)
-            output["alphas"], output["fire_times"] = alphas[None], times * model.config.projector_frame_period
-        state.is_finished = last
-        pieces.append(frames)
-        outputs.append(output)
-    lengths = torch.tensor([len(piece) for piece in pieces], device=pieces[0].device)
-    embeds = project_embeds(model, torch.cat(pieces), lengths).split(lengths.tolist())
-    for row, output in enumerate(outputs):
-        output["pooler_output"], output["audio_lengths"] = embeds[row], lengths[row : row + 1]
-    return outputs
+        Over all calls, the outputs of a stream joined by [`join_audio_outputs`] are what `get_audio_features` gives for the
+        whole.
 
+        Args:
+            states (`list[StreamingAudioState]`): One from `open_audio_stream` for each stream.
+            input_features (`list[torch.Tensor]`): Features of shape `(num_mel_bins, num_mel_frames)`, for each stream. There
+                may be none.
+            is_last (`list[bool]`): Whether they are the last of their stream.
 
-def project_embeds(model: "LlmAsrModel", frames: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """The projector's last layers, for packed frames `(sum(lengths), hidden_size)` of recordings."""
-    if not len(frames):
-        return frames.new_zeros(0, model.config.text_config.hidden_size)
-    if model.config.projector_config.uses_experts:
-        return model.projector.moe(frames, lengths)[0]
-    return model.projector.mlp(frames)
+        Returns:
+            `list[LlmAsrAudioOutput]`: For each stream, what is new, as of one recording: `last_hidden_state`, `pooler_output`,
+            `audio_lengths`, `num_frames` and, with CIF, `alphas` and `fire_times` in seconds from the start of the stream.
+
+        Raises:
+            `ValueError`: If a stream is finished, or longer than the encoder takes. Nothing has been added then.
+        """
+        if any(state.is_finished for state in states):
+            raise ValueError("The stream is finished and takes no further features; open another one.")
+        family = find_speech_encoder(self.config.audio_config)
+        encoders = [state.encoder for state in states]
+        hidden_states = family.encode_stream(self.audio_tower, encoders, input_features, is_last)
+        pieces, outputs = [], []
+        for state, hidden, last in zip(states, hidden_states, is_last, strict=True):
+            frames = state.projector.downsample(hidden, last)
+            output = LlmAsrAudioOutput(
+                last_hidden_state=hidden[None], num_frames=torch.tensor([len(hidden)], device=hidden.device)
+            )
+            if self.config.projector_config.uses_cif:
+                frames, times, alphas = state.projector.integrate(frames, last)
+                output["alphas"], output["fire_times"] = alphas[None], times * self.config.projector_frame_period
+            state.is_finished = last
+            pieces.append(frames)
+            outputs.append(output)
+        lengths = torch.tensor([len(piece) for piece in pieces], device=pieces[0].device)
+        embeds = self._project_embeds(torch.cat(pieces), lengths).split(lengths.tolist())
+        for row, output in enumerate(outputs):
+            output["pooler_output"], output["audio_lengths"] = embeds[row], lengths[row : row + 1]
+        return outputs
+
+    def _project_embeds(self: Any, frames: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """The projector's last layers, for packed frames of shape `(sum(lengths), hidden_size)`."""
+        if not len(frames):
+            return frames.new_zeros(0, self.config.text_config.hidden_size)
+        if self.config.projector_config.uses_experts:
+            return self.projector.moe(frames, lengths)[0]
+        return self.projector.mlp(frames)
 
 
 def join_audio_outputs(pieces: list[LlmAsrAudioOutput]) -> LlmAsrAudioOutput:
     """
-    Join what [`stream_audio_features`] gave for one stream, in order, to what `get_audio_features` gives for one recording.
+    Join what `stream_audio_features` gave for one stream, in order, to what `get_audio_features` gives for one recording.
 
     Args:
         pieces (`list[LlmAsrAudioOutput]`): At least one.
@@ -199,4 +206,4 @@ def _pad_time(values: torch.Tensor, length: int) -> torch.Tensor:
     return F.pad(values, padding)
 
 
-__all__ = ["StreamingAudioState", "batch_audio_outputs", "join_audio_outputs", "stream_audio_features"]
+__all__ = ["LlmAsrStreamingMixin", "StreamingAudioState", "batch_audio_outputs", "join_audio_outputs"]
