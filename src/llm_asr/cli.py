@@ -11,6 +11,7 @@ from .commands import (
     export,
     inspect,
     leaderboard,
+    listen,
     push,
     serve,
     train,
@@ -26,6 +27,7 @@ TRACEBACK_VARIABLE = "LLM_ASR_TRACEBACK"
 # Each module has `add_arguments(parser)` and `run(args) -> exit status`. Its docstring gives the help text.
 COMMANDS = {
     "transcribe": transcribe,
+    "listen": listen,
     "align": align,
     "train": train,
     "evaluate": evaluate,

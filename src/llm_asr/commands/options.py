@@ -1,7 +1,9 @@
 """Options and errors that the commands of `llm-asr` share. The module imports PyTorch only when it needs it."""
 
+import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -98,14 +100,45 @@ def check_voice_activity(name: str) -> None:
         raise UsageError('--vad silero needs a package that is not installed: `pip install "llm-asr[vad]"`.')
 
 
+def add_keyword_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--keywords",
+        nargs="+",
+        metavar="WORD",
+        help="Words that may be spoken, such as names, for models trained with them.",
+    )
+    parser.add_argument(
+        "--keywords-file", type=Path, metavar="FILE", help="UTF-8 file with a keyword on each line, beside --keywords."
+    )
+
+
+def read_keywords(args: argparse.Namespace) -> list[str] | None:
+    """
+    Return the keywords of `--keywords` and `--keywords-file`, or `None` if there are none.
+
+    Raises:
+        `UsageError`: If the file cannot be read.
+    """
+    keywords = list(args.keywords or [])
+    if args.keywords_file is not None:
+        try:
+            lines = args.keywords_file.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"--keywords-file {str(args.keywords_file)!r} cannot be read: {error}") from error
+        keywords += [line.strip() for line in lines if line.strip()]
+    return keywords or None
+
+
 __all__ = [
     "CHECKPOINT_FORMS",
     "DTYPES",
     "DTYPE_HELP",
     "UsageError",
+    "add_keyword_arguments",
     "check_voice_activity",
     "choose_device",
     "describe_error",
     "load_config",
     "loading",
+    "read_keywords",
 ]

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,9 +13,11 @@ from ..modeling.configuration_llm_asr import LlmAsrProjectorConfig
 from ..processing.processing_llm_asr import LlmAsrProcessor
 from .alignment import boundary_errors, length_report
 from .expert_usage import expert_usage, plot_expert_usage
+from .keyword_evaluation import KeywordRuns, report_keywords
 from .metrics import silence_report
 from .modules.error_report.error_report import ErrorReport
 from .tables import Tables
+from .translation_metrics import translation_report
 
 
 if TYPE_CHECKING:
@@ -22,7 +25,12 @@ if TYPE_CHECKING:
 
 
 def write_report(
-    options: "EvaluationOptions", transcriber: Pipeline, everything: list[dict], measures: list[dict], console: Console
+    options: "EvaluationOptions",
+    transcriber: Pipeline,
+    everything: list[dict],
+    measures: list[dict],
+    console: Console,
+    keyword_runs: KeywordRuns,
 ) -> None:
     """
     Print the tables and, with `options.output`, write the report.
@@ -33,6 +41,7 @@ def write_report(
         everything (`list[dict]`): All rows, each with its transcription as `output`.
         measures (`list[dict]`): What [`~audio_measures.measure_audio`] returns for the rows with speech.
         console (`Console`): Prints the tables.
+        keyword_runs (`dict`): Runs with keywords; see [`~keyword_evaluation.report_keywords`].
     """
     silent = [row for row in everything if not row["text"].strip()]
     rows = [row for row in everything if row["text"].strip()]
@@ -41,11 +50,7 @@ def write_report(
     languages = [row["language"] for row in rows] if "language" in columns else None
     tables = Tables(console)
     processor: Any = transcriber.processor
-    report: dict[str, Any] = {
-        "dataset": {"name": options.dataset, "split": options.split, "on_hub": not os.path.exists(options.dataset)},
-        "language_told": options.tell_language,
-        "normalizer": options.normalizer,
-    }
+    report: dict[str, Any] = {**_describe(options), "normalizer": options.normalizer}
     if rows:
         scored = {
             "references": texts,
@@ -68,6 +73,8 @@ def write_report(
         report["silence"] = silence_report([row["output"]["text"] for row in silent])
         headers = {"recordings": "recordings", "hallucinated": "with a transcript %", "words_per_recording": "words"}
         tables.add_report({"all": report["silence"]}, "Recordings without speech", headers)
+    if keyword_runs:
+        report["keywords"] = report_keywords(everything, keyword_runs, options.normalizer, tables)
     config = transcriber.model.config
     if rows and config.projector_config.uses_cif:
         targets = processor.tokenize_requests([""] * len(texts), texts)["target_lengths"].tolist()
@@ -93,17 +100,65 @@ def write_report(
         tables.add_usage(usage)
     if options.output is None:
         return
-    named = [name for name in ("id", "dataset", "language", "text") if name in columns]
-    report["recordings"] = [{**{name: row[name] for name in named}, **row["output"]} for row in everything]
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
     for layer, usage in report.get("expert_usage", {}).items():
         plot_expert_usage(usage, options.output.with_name(f"{options.output.stem}-{layer}.png"))
-    heading = f"""# {options.model} on {options.dataset}
+    note = (
+        f"Normaliser: {options.normalizer}. In brackets, 95 % intervals from 1000 bootstrap resamples of the recordings. S, I and "
+        "D are\nof words, or of characters in languages written without spaces."
+    )
+    _write(options, options.output, report, everything, note, tables)
 
-Normaliser: {options.normalizer}. In brackets, 95 % intervals from 1000 bootstrap resamples of the recordings. S, I and D are
-of words, or of characters in languages written without spaces."""
-    options.output.with_suffix(".md").write_text("\n\n".join([heading, *tables.markdown]) + "\n", encoding="utf-8")
+
+def write_translation_report(options: "EvaluationOptions", everything: list[dict], console: Console) -> None:
+    """
+    Print BLEU and chrF of translations by direction and, with `options.output`, write the report.
+
+    Args:
+        options, console: See [`write_report`].
+        everything (`list[dict]`): All rows with a translation, each with the model's translation as `output`.
+    """
+    tables = Tables(console)
+    report = {**_describe(options), "task": "translate"}
+    report["translations"] = translation_report(
+        [row["translation"] for row in everything],
+        [row["output"]["text"] for row in everything],
+        [row["target_language"] for row in everything],
+        [row.get("language") for row in everything],
+    )
+    tables.add_examples([{**row, "text": row["translation"]} for row in everything], options.examples)
+    cells = [
+        [direction, str(found["recordings"]), f"{found['bleu']:.1f}", f"{found['chrf']:.1f}"]
+        for direction, found in report["translations"].items()
+    ]
+    tables.add("Translations", ["direction", "recordings", "BLEU", "chrF"], cells)
+    if options.output is not None:
+        signatures = sorted({found["bleu_signature"] for found in report["translations"].values()})
+        _write(options, options.output, report, everything, f"sacreBLEU: {', '.join(signatures)}", tables)
+
+
+def _describe(options: "EvaluationOptions") -> dict[str, Any]:
+    return {
+        "dataset": {"name": options.dataset, "split": options.split, "on_hub": not os.path.exists(options.dataset)},
+        "language_told": options.tell_language,
+    }
+
+
+def _write(
+    options: "EvaluationOptions",
+    output: Path,
+    report: dict[str, Any],
+    everything: list[dict],
+    note: str,
+    tables: Tables,
+) -> None:
+    """Write the report as JSON, and its tables in Markdown beside it."""
+    wanted = ("id", "dataset", "language", "text", *(("target_language", "translation") if "task" in report else ()))
+    named = [name for name in wanted if name in everything[0]]
+    report["recordings"] = [{**{name: row[name] for name in named}, **row["output"]} for row in everything]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
+    heading = f"# {options.model} on {options.dataset}\n\n{note}"
+    output.with_suffix(".md").write_text("\n\n".join([heading, *tables.markdown]) + "\n", encoding="utf-8")
 
 
 def boundary_report(rows: list[dict], words: list[list[dict]]) -> dict[str, dict[str, float]]:
@@ -134,4 +189,4 @@ def language_report(rows: list[dict], outputs: list[dict], processor: LlmAsrProc
     }
 
 
-__all__ = ["write_report"]
+__all__ = ["write_report", "write_translation_report"]

@@ -154,10 +154,10 @@ def check_draft_options(generation_config: GenerationConfig) -> None:
     """Raise a `ValueError` for options of `generate` that decoding with a draft does not support."""
     for name in ("output_attentions", "output_hidden_states"):
         if getattr(generation_config, name):
-            raise ValueError(f"`{name}` must be False with `use_draft`.")
+            raise ValueError(f"`{name}` must be False with a draft.")
     if generation_config.cache_implementation not in (None, "dynamic"):
         raise ValueError(
-            f"`cache_implementation` must be 'dynamic' with `use_draft`, got {generation_config.cache_implementation!r}."
+            f"`cache_implementation` must be 'dynamic' with a draft, got {generation_config.cache_implementation!r}."
         )
 
 

@@ -18,6 +18,7 @@ from .audio import stream_audio
 from .cpu_precision import slow_dtypes
 from .processing_llm_asr import LlmAsrProcessor
 from .segmentation import Segment, read_segments
+from .tasks import check_translation_options, spread_tasks
 from .undecoded import is_column, without_decoding
 from .writing import joint
 
@@ -32,11 +33,11 @@ DEFAULT_MAX_NEW_TOKENS = 1024
 
 
 @dataclass
-class GivenText:
-    """A recording and what is said in it."""
+class RecordingRequest:
+    """A recording with options of its own: `text` or `keywords`."""
 
     recording: Any
-    text: str
+    options: dict[str, Any]
 
 
 class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
@@ -55,6 +56,8 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
 
     - `language` (`str`, *optional*): Code or English name. By default the model identifies the language of each segment.
     - `prompt` (`str`, *optional*): Context, such as names or the subject.
+    - `keywords` (`list[str]` or `list[list[str]]`, *optional*): Words that may be spoken, such as names. A list of lists has a
+      list for each recording.
     - `return_timestamps` (`bool` or `str`, *optional*): `True` adds `chunks` with the times of segments in seconds. `"word"`
       adds `chunks` with the times of words, which needs a projector with CIF.
     - `return_confidence` (`bool`, *optional*): Add `avg_logprob` and `no_speech_prob` to the `chunks` of segments; see
@@ -64,6 +67,9 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
     - `min_silence_s` (`float`, *optional*, defaults to 0.5): Shortest silence in seconds that always separates segments.
     - `vad` (`str`, *optional*, defaults to `"energy"`): Voice activity detection; see [`split_at_silences`]. The transcript
       of a recording without speech is empty.
+    - `task` (`str`, *optional*, defaults to `"transcribe"`): `"translate"` translates the speech into `target_language`. `language`
+      is the spoken language, which a translation does not identify. Word times and drafts are refused for translations.
+    - `target_language` (`str`, *optional*): Language of the translation, as a code or an English name.
     - `text` (`str` or `list[str]`, *optional*): What is said in the recording, or in each recording of a list. The pipeline
       then does not transcribe. It finds the times of the words of `text`, in `chunks`, each with a `confidence`; see
       [`LlmAsrProcessor.align`]. It needs a projector with CIF, and does not run the language model.
@@ -124,31 +130,50 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
 
     # Each pipeline of Transformers has parameters of its own in the methods below.
     def __call__(self, inputs, **kwargs):  # type: ignore[override]
-        texts = kwargs.pop("text") if isinstance(kwargs.get("text"), (list, tuple)) else None
         if isinstance(inputs, KeyDataset):
             inputs = KeyDataset(without_decoding(inputs.dataset, inputs.key), inputs.key)
-        if is_column(inputs) and not is_column(inputs.source):
-            inputs = without_decoding(inputs.source, inputs.column_name)[inputs.column_name]
-        if texts is not None:
-            return self._align_all(inputs, texts, kwargs)
-        if not is_column(inputs):
-            return super().__call__(inputs, **kwargs)
-        # A generator reads one recording at a time; a list would keep all of them in memory.
-        recordings: Any = (recording for recording in inputs)
-        return list(super().__call__(recordings, **kwargs))
+        if is_column(inputs):
+            if not is_column(inputs.source):
+                inputs = without_decoding(inputs.source, inputs.column_name)[inputs.column_name]
+            # A generator reads one recording at a time; a list would keep all of them in memory.
+            recordings: Any = (recording for recording in inputs)
+            return list(super().__call__(self._requests(recordings, kwargs, len(inputs)), **kwargs))
+        if isinstance(inputs, list):
+            requests: Any = list(self._requests(inputs, kwargs, len(inputs)))
+            return super().__call__(requests, **kwargs)
+        if isinstance(inputs, (KeyDataset, Iterator)):
+            count = len(inputs) if isinstance(inputs, KeyDataset) else None
+            return super().__call__(self._requests(inputs, kwargs, count), **kwargs)
+        return super().__call__(inputs, **kwargs)
 
-    def _align_all(self, inputs, texts: list[str], kwargs: dict[str, Any]) -> list[dict]:
-        """Align the texts of several recordings."""
-        if isinstance(inputs, (str, bytes, dict)) or not hasattr(inputs, "__len__") or len(inputs) != len(texts):
-            raise ValueError(f"`text` has {len(texts)} entries; pass a list of as many recordings, or one string.")
-        # The parameters of a call apply to all its recordings, so each text goes with its recording.
-        recordings: Any = (GivenText(*pair) for pair in zip(inputs, texts, strict=True))
-        return list(super().__call__(recordings, text=list(texts), **kwargs))
+    def _requests(self, recordings: Any, options: dict[str, Any], count: int | None) -> Any:
+        """
+        Pair recordings with their own texts or keywords. The parameters of a call apply to all its recordings.
+
+        Args:
+            recordings (`Iterable`): The recordings.
+            options (`dict`): Arguments of the call.
+            count (`int`, *optional*): Number of recordings, if it is known.
+
+        Raises:
+            `ValueError`: If there are not as many entries as recordings.
+        """
+        own = {name: options[name] for name in ("text", "keywords") if _has_entries(name, options.get(name))}
+        if not own:
+            return recordings
+        for name, entries in own.items():
+            if count not in (None, len(entries)):
+                raise ValueError(f"`{name}` has {len(entries)} entries for {count} recordings.")
+        rows = [dict(zip(own, entries, strict=True)) for entries in zip(*own.values(), strict=True)]
+        return (RecordingRequest(*pair) for pair in zip(recordings, rows, strict=True))
 
     def _sanitize_parameters(  # type: ignore[override]
         self,
         language=None,
         prompt=None,
+        keywords=None,
+        task=None,
+        target_language=None,
         text=None,
         return_timestamps=None,
         return_confidence=None,
@@ -176,8 +201,18 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
         if return_confidence and return_timestamps == "word":
             raise ValueError("`return_confidence` applies to segments; use it with `return_timestamps=True`.")
         if text is not None:
-            unused = {"prompt": prompt, "return_timestamps": return_timestamps, "return_confidence": return_confidence}
+            unused = {
+                "prompt": prompt,
+                "keywords": keywords,
+                "task": task,
+                "target_language": target_language,
+                "return_timestamps": return_timestamps,
+                "return_confidence": return_confidence,
+            }
             self._check_given_text(text, {**kwargs, **unused})
+        spread_tasks(task or "transcribe", target_language, 1)
+        if task == "translate":
+            check_translation_options(return_timestamps, options)
         longest = self.processor.max_audio_samples
         if (
             longest is not None
@@ -192,6 +227,9 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
         preprocess_params = {
             "language": language,
             "prompt": prompt,
+            "keywords": keywords,
+            "task": task,
+            "target_language": target_language,
             "text": text,
             "chunk_length_s": chunk_length_s,
             "min_silence_s": min_silence_s,
@@ -203,6 +241,8 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
             forward_params["output_confidence"] = return_confidence
         if return_timestamps is not None or return_confidence is not None:
             postprocess_params["return_timestamps"] = return_timestamps or bool(return_confidence)
+        if task is not None:
+            postprocess_params["task"] = task
         if language is not None:
             postprocess_params["language"] = self.processor.language_name(language)
         return preprocess_params, forward_params, postprocess_params
@@ -236,16 +276,21 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
         inputs,
         language=None,
         prompt=None,
+        keywords=None,
+        task="transcribe",
+        target_language=None,
         text=None,
         chunk_length_s=None,
         min_silence_s=0.5,
         vad="energy",
         progress_bar=False,
     ):
-        if isinstance(inputs, GivenText):
-            inputs, text = inputs.recording, inputs.text
-        elif isinstance(text, (list, tuple)):
-            raise ValueError("`text` has several entries; pass them in a call, with a list of as many recordings.")
+        if isinstance(inputs, RecordingRequest):
+            text, keywords = inputs.options.get("text", text), inputs.options.get("keywords", keywords)
+            inputs = inputs.recording
+        for name, value in (("text", text), ("keywords", keywords)):
+            if _has_entries(name, value):
+                raise ValueError(f"`{name}` has {len(value)} entries for one recording; pass a list of recordings.")
         segments = self._segments(inputs, chunk_length_s, min_silence_s, vad, progress_bar)
         # Read one segment ahead, so that the last one is known. There is always at least one.
         current: tuple[Segment, bool] | None = next(segments)
@@ -257,7 +302,10 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
                     segment.waveform,
                     language=language,
                     prompt=prompt,
-                    identify_language=language is None,
+                    keywords=keywords,
+                    task=task,
+                    target_language=target_language,
+                    identify_language=language is None and task == "transcribe",
                 )
             else:
                 model_inputs = self.processor(audio=segment.waveform)
@@ -327,11 +375,20 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
                 piece[name] = outputs[name].float()
         return piece
 
-    def postprocess(self, model_outputs, return_timestamps=False, language=None):  # type: ignore[override]
+    def postprocess(  # type: ignore[override]
+        self, model_outputs, return_timestamps=False, language=None, task="transcribe"
+    ):
         frame_period = self.model.config.projector_frame_period
         if model_outputs[0]["text"] is not None:
             return align_pieces(model_outputs, self.processor, frame_period, language)
-        return join_pieces(model_outputs, self.processor, frame_period, return_timestamps, language)
+        return join_pieces(model_outputs, self.processor, frame_period, return_timestamps, language, task)
+
+
+def _has_entries(name: str, value: Any) -> bool:
+    """Whether an argument has an entry for each recording: a list of texts, or a list of lists of keywords."""
+    if not isinstance(value, (list, tuple)):
+        return False
+    return name == "text" or any(not isinstance(entry, str) for entry in value)
 
 
 def align_pieces(
@@ -372,6 +429,7 @@ def join_pieces(
     frame_period: float,
     return_timestamps: bool | str = False,
     language: str | None = None,
+    task: str = "transcribe",
 ) -> dict:
     """
     Join the results of the segments of a recording.
@@ -384,6 +442,8 @@ def join_pieces(
         return_timestamps (`bool` or `str`, *optional*, defaults to `False`): See [`LlmAsrPipeline`].
         language (`str`, *optional*): English name of the language. By default the result has the language that the model
             identified in most of the recording.
+        task (`str`, *optional*, defaults to `"transcribe"`): With `"translate"`, the weights of CIF are not used, because they
+            are those of the transcript.
 
     Returns:
         `dict`: `{"text", "language"}` and possibly `chunks`; see [`LlmAsrPipeline`].
@@ -399,6 +459,8 @@ def join_pieces(
         seconds[spoken] += piece["end"] - piece["start"]
         text += joint(text, decoded["text"]) + decoded["text"]
         if return_timestamps:
+            if task == "translate":
+                piece = {name: value for name, value in piece.items() if name != "alphas"}
             chunks += _chunks(piece, decoded["text"], spoken, processor, frame_period, return_timestamps)
     result = {"text": text, "language": seconds.most_common(1)[0][0] if seconds else language}
     return {**result, "chunks": chunks} if return_timestamps else result

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .audio import AudioStream
-from .voice_activity import FRAME_SECONDS, VOICE_ACTIVITIES, frame_levels
+from .voice_activity import FRAME_SECONDS, frame_levels, open_voice_activity
 
 
 # Samples are analysed in blocks of this length, so that segments do not depend on the sizes in which samples are read.
@@ -74,21 +74,8 @@ def split_at_silences(
         `ValueError`: If an argument has an invalid value.
         `ImportError`: If `vad` needs a package that is not installed.
     """
-    if vad not in VOICE_ACTIVITIES:
-        raise ValueError(f"`vad` must be one of {sorted(VOICE_ACTIVITIES)}, got {vad!r}.")
-    if not sampling_rate * FRAME_SECONDS >= 1:
-        raise ValueError(f"`sampling_rate` must be positive and no lower than 32, got {sampling_rate}.")
-    if not min_silence_s > 0:
-        raise ValueError(f"`min_silence_s` must be positive, got {min_silence_s}.")
-    if not 1.0 <= max_segment_s < math.inf:
-        raise ValueError(f"The longest segment must be finite and last at least 1 s, got {max_segment_s}.")
-    if max_segment_s <= min_silence_s:
-        raise ValueError(
-            f"The longest segment must be longer than `min_silence_s`, got {max_segment_s} and {min_silence_s}."
-        )
-    return _split(
-        blocks, SplittingRules(sampling_rate, max_segment_s, min_silence_s), VOICE_ACTIVITIES[vad](sampling_rate)
-    )
+    rules = SplittingRules(sampling_rate, max_segment_s, min_silence_s)
+    return _split(blocks, rules, open_voice_activity(vad, sampling_rate))
 
 
 def read_segments(
@@ -131,13 +118,34 @@ def read_segments(
 
 @dataclass
 class SplittingRules:
-    """The rules of splitting, in frames."""
+    """
+    The rules of splitting, in frames.
+
+    Args:
+        sampling_rate (`int`): Samples per second.
+        max_segment_s (`float`): Longest segment in seconds.
+        min_silence_s (`float`): Shortest silence in seconds that always separates segments.
+
+    Raises:
+        `ValueError`: If an argument has an invalid value.
+    """
 
     sampling_rate: int
     max_segment_s: float
     min_silence_s: float
 
     def __post_init__(self):
+        if not self.sampling_rate * FRAME_SECONDS >= 1:
+            raise ValueError(f"`sampling_rate` must be positive and no lower than 32, got {self.sampling_rate}.")
+        if not self.min_silence_s > 0:
+            raise ValueError(f"`min_silence_s` must be positive, got {self.min_silence_s}.")
+        if not 1.0 <= self.max_segment_s < math.inf:
+            raise ValueError(f"The longest segment must be finite and last at least 1 s, got {self.max_segment_s}.")
+        if self.max_segment_s <= self.min_silence_s:
+            raise ValueError(
+                f"The longest segment must be longer than `min_silence_s`, got {self.max_segment_s} and "
+                f"{self.min_silence_s}."
+            )
         self.frame_length = round(FRAME_SECONDS * self.sampling_rate)
         seconds = self.frame_length / self.sampling_rate
         self.block = int(BLOCK_SECONDS / seconds)
@@ -159,7 +167,7 @@ def _split(blocks: Iterable[np.ndarray], rules: SplittingRules, find_speech) -> 
         speech = np.concatenate([speech, find_speech(frames)])
         levels = np.concatenate([levels, frame_levels(frames)])
         while len(speech):
-            found = _next_segment(speech, levels, is_last, rules)
+            found = next_segment(speech, levels, is_last, rules)
             if found is None:
                 break
             first, end, is_cut = found
@@ -187,7 +195,7 @@ def _reblock(blocks: Iterable[np.ndarray], size: int) -> Iterator[tuple[np.ndarr
         yield held, True
 
 
-def _next_segment(
+def next_segment(
     speech: np.ndarray, levels: np.ndarray, is_last: bool, rules: SplittingRules
 ) -> tuple[int, int, bool] | None:
     """
@@ -226,4 +234,4 @@ def _best_cut(speech: np.ndarray, levels: np.ndarray, low: int, high: int) -> in
     return low + int(smooth.argmin())
 
 
-__all__ = ["Segment", "read_segments", "split_at_silences"]
+__all__ = ["Segment", "SplittingRules", "next_segment", "read_segments", "split_at_silences"]

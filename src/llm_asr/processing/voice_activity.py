@@ -96,7 +96,30 @@ class SileroActivity:
         return np.array(probabilities) > self.THRESHOLD
 
 
-VOICE_ACTIVITIES = {"energy": EnergyActivity, "silero": SileroActivity}
+VOICE_ACTIVITIES: dict[str, type[EnergyActivity] | type[SileroActivity]] = {
+    "energy": EnergyActivity,
+    "silero": SileroActivity,
+}
 
 
-__all__ = ["FRAME_SECONDS", "VOICE_ACTIVITIES", "EnergyActivity", "SileroActivity", "frame_levels"]
+def open_voice_activity(name: str, sampling_rate: int) -> EnergyActivity | SileroActivity:
+    """
+    Open the voice activity detection `name`, one of `VOICE_ACTIVITIES`, for one recording.
+
+    Raises:
+        `ValueError`: If there is none of this name, or it does not support `sampling_rate`.
+        `ImportError`: If it needs a package that is not installed.
+    """
+    if name not in VOICE_ACTIVITIES:
+        raise ValueError(f"`vad` must be one of {sorted(VOICE_ACTIVITIES)}, got {name!r}.")
+    return VOICE_ACTIVITIES[name](sampling_rate)
+
+
+__all__ = [
+    "FRAME_SECONDS",
+    "VOICE_ACTIVITIES",
+    "EnergyActivity",
+    "SileroActivity",
+    "frame_levels",
+    "open_voice_activity",
+]

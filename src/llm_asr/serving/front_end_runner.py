@@ -64,7 +64,14 @@ class FrontEndRunner:
         for executor in (self._extractors, self._executor):
             executor.shutdown(cancel_futures=True)
 
-    async def encode(self, segment: Segment, language: str | None, prompt: str | None) -> PromptEmbeds:
+    async def encode(
+        self,
+        segment: Segment,
+        language: str | None,
+        prompt: str | None,
+        keywords: list[str] | None = None,
+        target_language: str | None = None,
+    ) -> PromptEmbeds:
         """
         The prompt embeddings that the language model continues.
 
@@ -72,12 +79,20 @@ class FrontEndRunner:
             segment ([`Segment`]): Must not be longer than the speech encoder's limit.
             language (`str`, *optional*): Code or English name of the language. By default the model identifies it.
             prompt (`str`, *optional*): Context for the language model.
+            keywords (`list[str]`, *optional*): Words that may be spoken.
+            target_language (`str`, *optional*): Language to translate into. `None` means transcription.
         """
         loop = asyncio.get_running_loop()
         inputs = await loop.run_in_executor(
             self._extractors,
             lambda: self.processor.apply_transcription_request(
-                segment.waveform, language=language, prompt=prompt, identify_language=language is None
+                segment.waveform,
+                language=language,
+                prompt=prompt,
+                identify_language=language is None and target_language is None,
+                keywords=keywords,
+                task="transcribe" if target_language is None else "translate",
+                target_language=target_language,
             ),
         )
         return await self.batcher.submit(inputs, segment.end - segment.start)

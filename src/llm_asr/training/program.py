@@ -14,6 +14,7 @@ from transformers import BitsAndBytesConfig, HfArgumentParser, set_seed
 from .. import registration  # noqa: F401 (registers the processor with the model)
 from ..datasets_asr import load_asr_dataset
 from ..evaluation.compute_metrics import ErrorRates
+from ..keyword_lists import KeywordLists
 
 # This import registers the classes with Transformers. Composing a model looks them up there.
 from ..registration import LlmAsrForConditionalGeneration, LlmAsrProcessor
@@ -27,6 +28,7 @@ from .expert_usage_callback import ExpertUsageCallback
 from .feature_cache import cache_audio_hidden_states
 from .filters import RowFilters
 from .interruption import GracefulExit, ManifestCallback, last_complete_checkpoint
+from .keyword_sampling import KeywordSampling
 from .lora import add_lora
 from .run_record import RunRecord
 from .sample_transcripts import SampleTranscripts, SampleTranscriptsCallback
@@ -77,6 +79,10 @@ def load_model(
     if args.model is not None:
         processor = LlmAsrProcessor.from_pretrained(args.model)
         model = LlmAsrForConditionalGeneration.from_pretrained(args.model, quantization_config=quantization_config)
+        if args.encoder_attention is not None:
+            model.config.set_encoder_attention(**args.attention_options())
+            if args.encoder_attention == "chunked":
+                processor.log_mel_maximum = "running"
         processor.check_model(model.config)
         if args.freeze_audio:
             model.freeze_audio_tower()
@@ -89,7 +95,12 @@ def load_model(
     assert args.audio_model is not None
     assert args.text_model is not None
     assert isinstance(args.projector, dict)
-    processor = LlmAsrProcessor.from_audio_text_pretrained(args.audio_model, args.text_model)
+    attention = {} if args.encoder_attention is None else args.attention_options()
+    processor = LlmAsrProcessor.from_audio_text_pretrained(
+        args.audio_model,
+        args.text_model,
+        log_mel_maximum="running" if args.encoder_attention == "chunked" else "recording",
+    )
     model = LlmAsrForConditionalGeneration.from_audio_text_pretrained(
         args.audio_model,
         args.text_model,
@@ -97,6 +108,7 @@ def load_model(
         freeze_audio=args.freeze_audio,
         freeze_text=args.freeze_text,
         encoder_padding=args.encoder_padding,
+        **attention,
         processor=processor,
         audio_kwargs={"dtype": "auto"} if args.train_in_saved_dtype else None,
         text_kwargs={"quantization_config": quantization_config}
@@ -144,6 +156,14 @@ def main(argv: list[str]) -> None:
     train(*parse_arguments(argv))
 
 
+def list_keywords(dataset: Any, data_args: DataArguments) -> KeywordLists:
+    """The words of a training set, for keywords of prompts."""
+    has_language = data_args.language_column in dataset.column_names
+    # The collator names rows without a transcript.
+    texts = [text or "" for text in dataset[data_args.text_column]]
+    return KeywordLists(texts, dataset[data_args.language_column] if has_language else None)
+
+
 def train(model_args: ModelArguments, data_args: DataArguments, training_args: LlmAsrTrainingArguments) -> None:
     """
     Compose or load a model, train it on datasets, and save the checkpoint in `training_args.output_dir`.
@@ -164,8 +184,11 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: L
     if training_args.do_train and "train" not in datasets:
         raise ValueError("Pass `train_dataset` or `train_datasets` to train.")
     streams = any(isinstance(dataset, StreamingMixture) for dataset in datasets.values())
-    if streams and data_args.feature_cache is not None:
-        raise ValueError("`feature_cache` needs datasets that do not stream; set `streaming: false`.")
+    for option in ("feature_cache", "max_keywords"):
+        if streams and getattr(data_args, option):
+            raise ValueError(f"`{option}` needs datasets that do not stream; set `streaming: false`.")
+    if data_args.max_keywords and "train" not in datasets:
+        raise ValueError("`max_keywords` is for training; pass `train_dataset`, or leave it out.")
 
     quantization_config = None
     if model_args.load_in_4bit or model_args.load_in_8bit:
@@ -179,6 +202,9 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: L
     # The model, or a `PeftModel` of it.
     model: Any
     model, processor = load_model(model_args, quantization_config)
+    if data_args.max_keywords:
+        # Fail before training if the template has no place for keywords.
+        processor.apply_transcription_request("", keywords=["keyword"], tokenize=False)
     model.to(training_args.device)
     if model_args.compile_audio:
         compile_audio_tower(model)
@@ -213,6 +239,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: L
         text_column=data_args.text_column,
         language_column=data_args.language_column,
         language_dropout=data_args.language_dropout,
+        translation_share=data_args.translation_share,
         hidden_states_column=None if data_args.feature_cache is None else "audio_hidden_states",
         row_ids=True,
     )
@@ -222,6 +249,11 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: L
             SpeedPerturbation(data_args.speed_perturbation) if data_args.speed_perturbation else None,
             SpecAugment(processor) if data_args.spec_augment else None,
             training_args.seed,
+        )
+    keyword_sampling = None
+    if data_args.max_keywords:
+        keyword_sampling = KeywordSampling(
+            list_keywords(datasets["train"], data_args), data_args.max_keywords, training_args.seed
         )
     languages = None
     evaluated = datasets.get("eval")
@@ -237,6 +269,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: L
         processing_class=processor,
         compute_metrics=samples,
         augmentation=augmentation,
+        keyword_sampling=keyword_sampling,
     )
 
     graceful_exit = GracefulExit()

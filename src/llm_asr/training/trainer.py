@@ -19,6 +19,7 @@ from .balance_group import set_balance_group
 from .duration_batches import DurationBatchSampler, read_durations
 from .full_disk import name_full_disk
 from .interruption import stop_at_nonfinite_loss
+from .keyword_sampling import KeywordSampling
 
 
 class LlmAsrTrainer(Seq2SeqTrainer):
@@ -32,6 +33,8 @@ class LlmAsrTrainer(Seq2SeqTrainer):
     Args:
         augmentation ([`Augmentation`], *optional*):
             Augmentation of training recordings. Evaluation recordings do not change. It needs [`LlmAsrDataCollator`].
+        keyword_sampling ([`KeywordSampling`], *optional*):
+            Draws the keywords of training prompts. Prompts in evaluations have none. It needs [`LlmAsrDataCollator`].
     """
 
     args: Seq2SeqTrainingArguments
@@ -39,7 +42,13 @@ class LlmAsrTrainer(Seq2SeqTrainer):
     model: Any
     data_collator: Any
 
-    def __init__(self, *args, augmentation: Augmentation | None = None, **kwargs):
+    def __init__(
+        self,
+        *args,
+        augmentation: Augmentation | None = None,
+        keyword_sampling: KeywordSampling | None = None,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
         if self.args.n_gpu > 1:
             raise ValueError(
@@ -51,6 +60,7 @@ class LlmAsrTrainer(Seq2SeqTrainer):
         # would compute only part of the loss.
         self.label_smoother = None
         self.augmentation = augmentation
+        self.keyword_sampling = keyword_sampling
         self._duration_batches: DurationBatchSampler | None = None
         self._loss_parts: dict[str, torch.Tensor] = {}
         self._last_logged_step = 0
@@ -102,8 +112,10 @@ class LlmAsrTrainer(Seq2SeqTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         collator = self.data_collator
-        if self.augmentation is not None:
-            self.data_collator = replace(collator, augmentation=self.augmentation)
+        parts = {"augmentation": self.augmentation, "keyword_sampling": self.keyword_sampling}
+        parts = {name: part for name, part in parts.items() if part is not None}
+        if parts:
+            self.data_collator = replace(collator, **parts)
         try:
             if isinstance(self.args, LlmAsrTrainingArguments) and self.args.max_batch_seconds is not None:
                 return self._load_batches_by_duration(self.args.max_batch_seconds)
@@ -136,7 +148,7 @@ class LlmAsrTrainer(Seq2SeqTrainer):
         # A `Trainer` that resumes from its last step inside an epoch would take one step too many.
         if self.state.global_step >= self.state.max_steps:
             return
-        for part in (self.augmentation, self._duration_batches):
+        for part in (self.augmentation, self.keyword_sampling, self._duration_batches):
             if part is not None:
                 # `accelerate` does not set the epoch of a sampler whose first batches are skipped.
                 part.set_epoch(kwargs["epoch"])

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 
-MODULES = ("wer_by_language", "cer_by_language", "error_report")
+MODULES = ("wer_by_language", "cer_by_language", "error_report", "keyword_report")
 
 
 def metric_folder(name: str) -> str:
@@ -11,7 +11,7 @@ def metric_folder(name: str) -> str:
     The folder of a metric module.
 
     Args:
-        name (`str`): `"wer_by_language"`, `"cer_by_language"` or `"error_report"`.
+        name (`str`): One of `MODULES`.
 
     Raises:
         `ValueError`: If no module has this name.
