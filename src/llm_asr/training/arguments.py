@@ -167,16 +167,19 @@ class DataArguments:
     )
     spec_augment: bool = field(
         default=False,
-        metadata={"help": "Mask spans of time and frequency in training recordings; not with feature_cache."},
+        metadata={
+            "help": "Mask spans of time and frequency in training recordings or, with feature_cache, spans of time and of "
+            "channels in the outputs of the speech encoder."
+        },
     )
 
     def __post_init__(self):
         if self.max_keywords < 0:
             raise ValueError(f"`max_keywords` must not be negative, got {self.max_keywords}.")
-        if self.feature_cache is not None and (self.speed_perturbation or self.spec_augment):
+        if self.feature_cache is not None and self.speed_perturbation:
             raise ValueError(
-                "`speed_perturbation` and `spec_augment` change recordings in every epoch, but `feature_cache` encodes them only "
-                "once; use one or the other."
+                "`speed_perturbation` changes recordings in every epoch, but `feature_cache` encodes them only once; use one or "
+                "the other."
             )
         self.train_datasets, self.eval_datasets = (
             json.loads(specs) if isinstance(specs, str) else specs

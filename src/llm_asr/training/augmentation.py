@@ -33,6 +33,9 @@ class SpecAugment:
             Number of frequency masks in a recording. They may overlap.
         max_frequency_share (`float`, *optional*, defaults to 0.3375):
             Widest frequency mask as a share of the mel bins. The default is 27 of 80.
+        on_hidden_states (`bool`, *optional*, defaults to `False`):
+            Whether to mask saved hidden states of the speech encoder instead of features. Channels take the place of mel
+            bins, as in wav2vec 2.0 (https://arxiv.org/abs/2006.11477, appendix B).
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class SpecAugment:
         max_time_share: float = 0.2,
         num_frequency_masks: int = 2,
         max_frequency_share: float = 0.3375,
+        on_hidden_states: bool = False,
     ):
         for name, number in (("num_time_masks", num_time_masks), ("num_frequency_masks", num_frequency_masks)):
             if number < 0:
@@ -56,14 +60,16 @@ class SpecAugment:
         self.max_time_share = max_time_share
         self.num_frequency_masks = num_frequency_masks
         self.max_frequency_share = max_frequency_share
-        if processor.feature_layout == "waveform":
+        self.on_hidden_states = on_hidden_states
+        if processor.feature_layout == "waveform" and not on_hidden_states:
             raise ValueError(
                 "SpecAugment masks mel features, but the speech encoder of `processor` takes waveforms; use speed perturbation "
                 "instead."
             )
-        self.is_time_last = processor.feature_layout == "mel_first"
-        self.num_mel_bins = processor.feature_extractor.feature_size
-        self.max_time_frames = int(max_time_seconds * processor.sampling_rate / processor.samples_per_feature)
+        self.is_time_last = processor.feature_layout == "mel_first" and not on_hidden_states
+        self.num_mel_bins = None if on_hidden_states else processor.feature_extractor.feature_size
+        samples_per_position = processor.samples_per_frame if on_hidden_states else processor.samples_per_feature
+        self.max_time_frames = int(max_time_seconds * processor.sampling_rate / samples_per_position)
 
     @property
     def num_draws(self) -> int:
@@ -78,7 +84,8 @@ class SpecAugment:
 
         Args:
             input_features (`torch.Tensor`): Features of shape `(num_recordings, num_mel_bins, num_frames)` or
-                `(num_recordings, num_frames, num_stacked * num_mel_bins)`, depending on the processor's `feature_layout`.
+                `(num_recordings, num_frames, num_stacked * num_mel_bins)`, depending on the processor's `feature_layout`; or
+                hidden states of shape `(num_recordings, num_frames, hidden_size)`.
             input_features_mask (`torch.Tensor` of shape `(num_recordings, num_frames)`): Non-zero for real frames. Padding
                 must be at the end.
             draws (`torch.Tensor` of shape `(num_recordings, num_draws)`): Uniform random numbers in [0, 1). Each row
@@ -90,7 +97,7 @@ class SpecAugment:
         features = input_features if self.is_time_last else input_features.transpose(1, 2)
         real = input_features_mask.bool()
         num_frames = real.sum(1)
-        num_bins = self.num_mel_bins
+        num_bins = features.shape[1] if self.num_mel_bins is None else self.num_mel_bins
         num_stacked = features.shape[1] // num_bins
         widths, offsets = draws.to(features.device).unflatten(1, (-1, 2)).unbind(2)
 
@@ -229,16 +236,18 @@ class Augmentation:
 
     def mask(self, batch: MutableMapping[str, torch.Tensor], keys: Sequence[str]) -> None:
         """
-        Mask `input_features` of a batch.
+        Mask `input_features` or `audio_hidden_states` of a batch.
 
         Args:
-            batch (`MutableMapping[str, torch.Tensor]`): A batch with `input_features` and `input_features_mask`.
+            batch (`MutableMapping[str, torch.Tensor]`): A batch with `input_features` and `input_features_mask`, or with
+                `audio_hidden_states` and `audio_hidden_states_mask`.
             keys (`Sequence[str]` of length `num_recordings`): Unique key of each row.
         """
         if self.spec_augment is None:
             return
         draws = torch.stack([self._draw("mask", key, self.spec_augment.num_draws) for key in keys])
-        batch["input_features"] = self.spec_augment(batch["input_features"], batch["input_features_mask"], draws)
+        name = "audio_hidden_states" if self.spec_augment.on_hidden_states else "input_features"
+        batch[name] = self.spec_augment(batch[name], batch[f"{name}_mask"], draws)
 
     def _draw(self, purpose: str, key: str, num_draws: int) -> torch.Tensor:
         entropy = [self.seed, int(self._epoch), zlib.crc32(f"{purpose} {key}".encode())]

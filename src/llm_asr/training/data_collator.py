@@ -67,10 +67,19 @@ class LlmAsrDataCollator:
         for name in ("language_dropout", "translation_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must be a share in [0, 1], got {getattr(self, name)}.")
-        if self.augmentation is not None and self.hidden_states_column is not None:
+        if self.augmentation is None:
+            return
+        if self.augmentation.speed_perturbation is not None and self.hidden_states_column is not None:
             raise ValueError(
-                "`augmentation` changes recordings, but the recordings of `hidden_states_column` are encoded already; use one "
-                "or the other."
+                "`augmentation` changes the speed of recordings, but the recordings of `hidden_states_column` are encoded "
+                "already; use one or the other."
+            )
+        spec_augment = self.augmentation.spec_augment
+        if spec_augment is not None and spec_augment.on_hidden_states != (self.hidden_states_column is not None):
+            raise ValueError(
+                f"`augmentation` has `SpecAugment(on_hidden_states={spec_augment.on_hidden_states})`, which is for "
+                f"{'saved hidden states' if spec_augment.on_hidden_states else 'features'}, but `hidden_states_column` is "
+                f"{self.hidden_states_column!r}; set one or the other."
             )
 
     def __call__(self, rows: list[dict]) -> BatchFeature:
@@ -128,6 +137,8 @@ class LlmAsrDataCollator:
         lengths = torch.tensor([len(states) for states in hidden_states])
         batch["audio_hidden_states"] = pad_sequence(hidden_states, batch_first=True)
         batch["audio_hidden_states_mask"] = torch.arange(int(lengths.max())) < lengths[:, None]
+        if self.augmentation is not None:
+            self.augmentation.mask(batch, [self._key(row) for row in rows])
         return batch
 
     def _recording(self, row: dict):
