@@ -1,5 +1,7 @@
 """Augmentation of recordings."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -22,6 +24,7 @@ from llm_asr.datasets_asr import load_asr_dataset
 from llm_asr.training.arguments import DataArguments, LlmAsrTrainingArguments
 from llm_asr.training.augmentation import Augmentation, SpecAugment, SpeedPerturbation
 from llm_asr.training.data_collator import LlmAsrDataCollator
+from llm_asr.training.feature_cache import cache_audio_hidden_states
 from llm_asr.training.trainer import LlmAsrTrainer
 
 
@@ -95,6 +98,51 @@ def test_extreme_draws_stay_within_the_recording():
         assert hidden.any() == (draw > 0)
 
 
+def test_spans_of_time_and_channels_are_masked_in_hidden_states():
+    spec_augment = SpecAugment(WHISPER, max_time_seconds=0.5, on_hidden_states=True)
+    states, mask = make_features(spec_augment, num_bins=64)
+    masked = spec_augment(states, mask, torch.rand(2, spec_augment.num_draws, dtype=torch.float64))
+    for row, num_frames in enumerate((300, 120)):
+        real, before = masked[row, :num_frames], states[row, :num_frames]
+        assert torch.equal(masked[row, num_frames:], states[row, num_frames:])
+        hidden = real != before
+        assert torch.allclose(real[hidden], before.mean())
+        frames, channels = hidden.all(1), hidden.all(0)
+        assert torch.equal(hidden, frames[:, None] | channels[None])
+        # Whisper has 50 frames a second.
+        assert 0 < frames.sum() <= 2 * min(0.2 * num_frames, 25)
+        assert 0 < channels.sum() <= 2 * int(0.3375 * 64)
+
+
+def test_saved_hidden_states_are_masked_anew_in_each_epoch(parts, tmp_path):
+    model, processor = compose(parts, "cif")
+    dataset = load_asr_dataset(str(write_speech_dataset(tmp_path / "speech", size=2)))
+    cached = cache_audio_hidden_states(dataset, model, processor, str(tmp_path / "cache"))
+    augmentation = Augmentation(spec_augment=SpecAugment(processor, on_hidden_states=True))
+    plain = LlmAsrDataCollator(processor, hidden_states_column="audio_hidden_states")
+    collator = replace(plain, augmentation=augmentation)
+    rows = [{**row, "row": index} for index, row in enumerate(cached)]
+    unmasked, first, again = (one(rows)["audio_hidden_states"] for one in (plain, collator, collator))
+    augmentation.set_epoch(1)
+    second = collator(rows)["audio_hidden_states"]
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, unmasked)
+    assert first.shape == unmasked.shape
+
+
+def test_masks_fit_what_the_collator_reads():
+    on_features = Augmentation(spec_augment=SpecAugment(WHISPER))
+    on_states = Augmentation(spec_augment=SpecAugment(WHISPER, on_hidden_states=True))
+    for augmentation, column in ((on_features, "audio_hidden_states"), (on_states, None)):
+        with pytest.raises(ValueError, match=r"SpecAugment\(on_hidden_states=.*set one or the other"):
+            LlmAsrDataCollator(WHISPER, augmentation=augmentation, hidden_states_column=column)
+    with pytest.raises(ValueError, match="`augmentation` changes the speed"):
+        LlmAsrDataCollator(
+            WHISPER, augmentation=Augmentation(SpeedPerturbation()), hidden_states_column="audio_hidden_states"
+        )
+
+
 def tone(seconds=1.0, frequency=440.0):
     return np.sin(2 * np.pi * frequency * np.arange(int(16000 * seconds)) / 16000).astype(np.float32)
 
@@ -127,7 +175,6 @@ def test_drawn_speeds_keep_the_duration_within_the_bounds():
         (lambda: SpecAugment(WHISPER, max_time_share=1.5), "`max_time_share` must be a share"),
         (lambda: SpecAugment(WHISPER, max_time_seconds=-1.0), "`max_time_seconds` must not be negative"),
         (lambda: Augmentation(seed=-1), "`seed` must not be negative"),
-        (lambda: DataArguments(spec_augment=True, feature_cache="cache"), "use one or the other"),
         (lambda: DataArguments(speed_perturbation=[1.1], feature_cache="cache"), "use one or the other"),
     ],
 )
@@ -181,11 +228,6 @@ def test_persistent_workers_receive_the_epoch(composed, dataset):
     assert first.shape != second.shape or not torch.equal(first, second)
     collator.augmentation.set_epoch(0)
     assert torch.equal(next(iter(loader))["input_features"], first)
-
-
-def test_cached_recordings_cannot_be_augmented(composed):
-    with pytest.raises(ValueError, match="encoded already"):
-        LlmAsrDataCollator(composed[1], augmentation=Augmentation(), hidden_states_column="audio_hidden_states")
 
 
 def make_trainer(parts, dataset, folder, max_steps):

@@ -247,7 +247,9 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: L
     if data_args.speed_perturbation or data_args.spec_augment:
         augmentation = Augmentation(
             SpeedPerturbation(data_args.speed_perturbation) if data_args.speed_perturbation else None,
-            SpecAugment(processor, on_hidden_states=data_args.feature_cache is not None) if data_args.spec_augment else None,
+            SpecAugment(processor, on_hidden_states=data_args.feature_cache is not None)
+            if data_args.spec_augment
+            else None,
             training_args.seed,
         )
     keyword_sampling = None
