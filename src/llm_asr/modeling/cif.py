@@ -410,8 +410,11 @@ class ContinuousIntegrateAndFire(nn.Module):
         """
         attention_mask = attention_mask.to(hidden_states.device)
         visible = hidden_states.masked_fill(~attention_mask[:, :, None], 0.0)
-        context = F.relu(self.conv(visible.transpose(1, 2)).transpose(1, 2))
-        logits = self.alpha_proj(context).squeeze(-1).to(visible.device)
-        alphas = torch.sigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))
-        alphas = F.relu(self.smooth_factor * alphas - self.noise_threshold)
+        alphas = self.weigh(self.conv(visible.transpose(1, 2)).transpose(1, 2)).to(visible.device)
         return integrate_and_fire(visible, alphas, attention_mask, self.threshold, target_lengths, self.tail_threshold)
+
+    def weigh(self, context: torch.Tensor) -> torch.Tensor:
+        """Weights of frames, float32 or wider, from the output of the convolution, whose last dimension is that of channels."""
+        logits = self.alpha_proj(F.relu(context)).squeeze(-1)
+        alphas = torch.sigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+        return F.relu(self.smooth_factor * alphas - self.noise_threshold)

@@ -27,6 +27,7 @@ from .part_dtypes import HALF_DTYPES, default_dtype
 from .projector_llm_asr import build_projector
 from .quantization import quantize_language_model_alone
 from .speech_encoders import build_audio_tower, check_audio_config, feature_time_dim, record_outputs, run_audio_tower
+from .streaming_audio import LlmAsrStreamingMixin
 from .transformers_versions import CACHE_NAME, slice_logits_to_keep
 
 
@@ -99,7 +100,7 @@ def is_frozen(module: nn.Module) -> bool:
     return not any(parameter.requires_grad for parameter in module.parameters())
 
 
-class LlmAsrModel(LlmAsrPreTrainedModel):
+class LlmAsrModel(LlmAsrStreamingMixin, LlmAsrPreTrainedModel):
     """
     The speech encoder, the projector and the language model, without a language modelling head.
 
@@ -183,6 +184,7 @@ class LlmAsrModel(LlmAsrPreTrainedModel):
                 input_features.to(self.audio_tower.dtype),
                 input_features_mask,
                 self.config.encoder_padding,
+                self.config.draw_attention_chunks() if self.training else self.config.attention_chunks,
                 **kwargs,
             )
 

@@ -13,6 +13,7 @@ from .audio import AudioSource, load_audio
 from .features import extract_features
 from .keywords import spread_keywords
 from .languages import LANGUAGE_CODE_TO_NAME, name_languages
+from .log_mel import check_log_mel_maximum
 from .processor_files import check_parts, check_processor_settings, naming_processor_file
 from .rendering import render_request
 from .tasks import check_translations, spread_tasks
@@ -74,6 +75,9 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
         languages (`dict[str, str]`, *optional*):
             English names of languages, by code. Defaults to the languages of Whisper and FLEURS. Pass a larger dict to
             train other languages.
+        log_mel_maximum (`str`, *optional*, defaults to `"recording"`):
+            Whisper's log-mel values are clipped to 8 below the loudest value of the `"recording"`, or below the loudest value so
+            far (`"running"`), which a stream knows. Models with `encoder_attention="chunked"` need `"running"`.
     """
 
     chat_template: str
@@ -91,8 +95,10 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
         max_audio_samples: int | None = None,
         transcription_template: str = DEFAULT_TRANSCRIPTION_TEMPLATE,
         languages: dict[str, str] | None = None,
+        log_mel_maximum: str = "recording",
     ):
         check_parts(feature_extractor, tokenizer)
+        check_log_mel_maximum(log_mel_maximum, feature_extractor)
         audio_token_id = tokenizer.convert_tokens_to_ids(audio_token)
         if audio_token_id is None or audio_token_id == tokenizer.unk_token_id:
             raise ValueError(
@@ -114,6 +120,7 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
         self.max_audio_samples = max_audio_samples
         self.transcription_template = transcription_template
         self.languages = LANGUAGE_CODE_TO_NAME if languages is None else languages
+        self.log_mel_maximum = log_mel_maximum
         check_processor_settings(self)
         super().__init__(
             feature_extractor,
@@ -195,6 +202,11 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
                 f"The processor has {self.sampling_rate} samples per second and {self.samples_per_frame} per frame, so it has "
                 f"{frame_rate:g} frames per second, but `audio_frame_rate` of the model is {config.audio_frame_rate:g}; use the "
                 "processor that was saved with the model."
+            )
+        if config.encoder_attention == "chunked" and self.log_mel_maximum != "running":
+            raise ValueError(
+                "The model has `encoder_attention='chunked'`, so its features must not depend on the future, and `log_mel_maximum` "
+                f"of the processor is {self.log_mel_maximum!r}; pass `log_mel_maximum='running'` to the processor."
             )
 
     def load_recording(self, source: AudioSource) -> np.ndarray:
@@ -551,7 +563,9 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
                 waveforms.append(self.load_recording(source))
             except ValueError as error:
                 raise ValueError(f"Recording {index}: {error}") from error
-        input_features, mask = extract_features(self.feature_extractor, waveforms, self.feature_layout, audio_padding)
+        input_features, mask = extract_features(
+            self.feature_extractor, waveforms, self.feature_layout, audio_padding, self.log_mel_maximum
+        )
         return {"input_features": input_features, "input_features_mask": mask}
 
 

@@ -12,7 +12,7 @@ from huggingface_hub.repocard import metadata_load
 from transformers.utils import PROCESSOR_NAME
 
 from ..evaluation.expert_usage import plot_expert_usage
-from ..modeling.configuration_llm_asr import BACKBONES
+from ..modeling.backbone_references import BACKBONES
 from ..training.run_record import RUN_RECORD_NAME
 from .inspect import CARD_NAME, inspect_checkpoint, read_json
 from .pictures import can_draw, has_curves, plot_curves, read_history
