@@ -137,10 +137,10 @@ def _copy_same_tensors(old: nn.Module, new: nn.Module) -> list[str]:
 def _upcycle(mlp: nn.Sequential, moe: MixtureOfExperts, noise: float) -> list[str]:
     """Make each expert a copy of the two linear layers, and return the names of the tensors."""
     sources = {
-        "up_proj": mlp[0].weight,
-        "up_proj_bias": mlp[0].bias,
-        "down_proj": mlp[2].weight,
-        "down_proj_bias": mlp[2].bias,
+        "up_proj": mlp.get_parameter("0.weight"),
+        "up_proj_bias": mlp.get_parameter("0.bias"),
+        "down_proj": mlp.get_parameter("2.weight"),
+        "down_proj_bias": mlp.get_parameter("2.bias"),
     }
     for name, source in sources.items():
         experts = moe.experts.get_parameter(name)
