@@ -154,6 +154,7 @@ def test_pcm_that_ends_inside_a_sample(checkpoint, speech, pipe, capsys):
         (["-"], b"", "The pipe is empty"),
         (["-"], b"RIFF0000WAVEnonsense", "cannot be decoded as wav"),
         (["-", "--language", "klingon"], b"RIFF", "not among the"),
+        (["-", "--encoder", "cached"], b"RIFF", "`encoder_attention` of the model is 'full'"),
         (["-", "--pcm-rate", "100"], b"0000", "`sampling_rate` must be a whole number from 4000 up"),
         (["-", "--device-name", "1"], b"", "--device-name is for the microphone"),
         (["--pcm-rate", "16000"], b"", "--pcm-rate is for a pipe"),

@@ -16,8 +16,10 @@ from llm_asr.cli import main
 from llm_asr.evaluation import dataset_evaluation
 
 
-def save_model(parts, folder, projector_type):
+def save_model(parts, folder, projector_type, alpha_bias=None):
     model, processor = compose(parts, projector_type)
+    if alpha_bias is not None:
+        model.model.projector.cif.alpha_proj.bias.data.fill_(alpha_bias)
     model.generation_config.max_new_tokens = 8
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -69,8 +71,10 @@ def test_the_report_depends_on_the_type_of_projector(parts, run, capsys, project
         assert "mutual information" in printed
 
 
-def test_word_boundaries_of_recognised_and_given_text(parts, run, capsys):
-    save_model(parts, run.model, "cif")
+@pytest.mark.parametrize("has_weight", [True, False])
+def test_word_boundaries_of_recognised_and_given_text(parts, run, capsys, has_weight):
+    # With this bias, CIF gives no frame any weight.
+    save_model(parts, run.model, "cif", alpha_bias=None if has_weight else -1e4)
     rows = [json.loads(line) for line in run.dataset.read_text().splitlines()]
     for row in rows:
         row["words"] = [
@@ -81,6 +85,9 @@ def test_word_boundaries_of_recognised_and_given_text(parts, run, capsys):
     report = run()
     # The random model recognises no recording, but the given text always has its own words.
     assert report["boundaries"] == {}
+    if not has_weight:
+        assert report["given_boundaries"] == {}
+        return
     assert {name: found["recordings"] for name, found in report["given_boundaries"].items()} == {
         "en": 4,
         "es": 4,

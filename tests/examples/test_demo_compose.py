@@ -323,3 +323,41 @@ def test_missing_apt_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(speech.subprocess, "run", fail)
     with pytest.raises(RuntimeError, match="apt-get is not installed"):
         speech.fetch_speech(tmp_path, ["en"])
+
+
+def test_translations_say_the_same_in_another_language(dataset, clips_dir, tmp_path):
+    compose.compose_dataset(
+        tmp_path, clips_dir, COUNTS, seed=0, languages=LANGUAGES, silences={"test": 1}, translations=True
+    )
+    rows = read_rows(tmp_path, "test")
+    assert [row["text"] for row in rows if row["text"]] == [row["text"] for row in read_rows(dataset, "test")]
+    assert "translation" not in rows[-1]
+    for row in rows[:-1]:
+        assert {row["language"], row["target_language"]} == set(LANGUAGES)
+    first = rows[0]
+    assert (tmp_path / first["audio"]).read_bytes() == (dataset / first["audio"]).read_bytes()
+    with pytest.raises(ValueError, match="translations need two languages"):
+        compose.compose_dataset(tmp_path, clips_dir, COUNTS, languages=("es",), translations=True)
+
+
+@pytest.mark.parametrize("kind", list(utterances.KINDS))
+def test_a_translation_has_the_values_of_the_original(kind):
+    """All five languages, each with a grammar that writes values as digits in place of words."""
+
+    def show(grammar):
+        return grammars.Grammar(
+            lexicon={},
+            number=str,
+            date=lambda *values: " ".join(map(str, values)),
+            time=lambda *values: " ".join(map(str, values)),
+            days=tuple(map(str, range(len(grammar.days)))),
+        )
+
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        utterance = utterances.Utterance(kind, (), rng.bit_generator.state)
+        written = {utterance.translate(show(grammar)) for grammar in grammars.GRAMMARS.values()}
+        assert len(written) == 1
+    spoken = {name: utterance.translate(grammar) for name, grammar in grammars.GRAMMARS.items()}
+    assert len(set(spoken.values())) == len(spoken)
+    assert all(spoken.values())

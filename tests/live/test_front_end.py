@@ -12,7 +12,7 @@ from llm_asr.modeling.configuration_llm_asr import PROJECTOR_TYPES
 from llm_asr.modeling.streaming_audio import batch_audio_outputs, join_audio_outputs
 
 
-# Noise of 2.3 s whose loudness changes, so that the running maximum rises several times.
+# 2.3 s.
 NUM_SAMPLES = 36_800
 TEN_MS = 160
 GREEDY = {"min_new_tokens": 6, "max_new_tokens": 6}
@@ -23,7 +23,8 @@ CHUNKS = {"encoder_attention": "chunked", "encoder_chunk_s": 0.4, "encoder_left_
 
 def make_recording(num_samples=NUM_SAMPLES, seed=0):
     generator = np.random.default_rng(seed)
-    loudness = np.interp(np.arange(num_samples), [0, num_samples / 2, num_samples], [1e-4, 0.3, 0.01])
+    # Between -120 dB and full scale, so that features after the loudest place are clipped.
+    loudness = 10 ** np.interp(np.arange(num_samples), [0, num_samples / 2, num_samples], [-4.0, -0.5, -6.0])
     return (loudness * generator.standard_normal(num_samples)).astype("float32")
 
 

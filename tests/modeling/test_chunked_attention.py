@@ -51,6 +51,10 @@ def test_the_layout_of_a_look_ahead():
     visible = [row.nonzero().flatten().tolist() for row in layout.is_visible]
     first, second, third = [0, 1, 2, 7, 8], [2, 3, 4, 5, 9], [5, 6]
     assert visible == [first, first, first, second, second, second, third, first, first, second]
+    # Every row has something to attend to, padding too.
+    scores = layout.make_mask(torch.arange(7)[None] < 2, torch.float16)
+    assert scores.shape == (1, 1, 10, 10)
+    assert (scores == 0).any(-1).all()
 
 
 def test_one_chunk_as_long_as_the_recording_is_full_attention(parts):

@@ -327,8 +327,12 @@ def test_shorter_segments_on_request(transcriber, recordings, long_recording):
 def test_an_hour_of_silence_has_no_text(transcriber):
     silence = {"raw": np.zeros(20 * 16000, dtype="float32"), "sampling_rate": 16000}
     result = transcriber(silence, return_timestamps=True, generate_kwargs=GENERATE)
-    assert result == {"text": "", "language": None, "chunks": []}
-    assert transcriber(silence, language="es", generate_kwargs=GENERATE) == {"text": "", "language": "Spanish"}
+    assert result == {"text": "", "language": None, "languages": [], "chunks": []}
+    assert transcriber(silence, language="es", generate_kwargs=GENERATE) == {
+        "text": "",
+        "language": "Spanish",
+        "languages": ["Spanish"],
+    }
 
 
 def test_the_language_is_given_or_reported(transcriber, recordings, monkeypatch):

@@ -90,7 +90,7 @@ def test_the_pipeline_translates_without_identifying_a_language(transcriber, rec
     (expected,) = processor.batch_decode(model.generate(**request, max_new_tokens=8))
     options = {"task": "translate", "target_language": "English", "max_new_tokens": 8}
     found = transcriber(recordings[2], **options)
-    assert found == {"text": expected, "language": None}
+    assert found == {"text": expected, "language": None, "languages": []}
     timed = transcriber(recordings[2], return_timestamps=True, language="es", **options)
     assert timed["language"] == "Spanish"
     # The whole segment is one part, because CIF's weights are of the transcript.

@@ -93,3 +93,14 @@ def test_offsets_of_a_decoded_row(parts, recordings):
         processor.decode(outputs.sequences[1], output_offsets=True)
     with pytest.raises(ValueError, match="`output_offsets` must be 'word', True or False, got 'char'"):
         processor.decode(outputs.sequences[1], output_offsets="char", alphas=torch.ones(3), frame_period=period)
+
+
+def test_an_incomplete_end_of_several_words_is_counted(parts):
+    """The text is a half character, a control character that separates words, and another half character."""
+    _, processor = compose(parts, "cif")
+    vocabulary = processor.tokenizer.get_vocab()
+    # Names that byte-level tokenizers have for the bytes E4, 0D and B8.
+    ids = [vocabulary[name] for name in ("\u00e4", "\u010d", "\u00b8")]
+    words, counts = split_words(processor.tokenizer, ids)
+    assert words == ["\N{REPLACEMENT CHARACTER}"] * 2
+    assert counts == [1.5, 1.5]

@@ -52,6 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--latency", type=float, default=1.0, metavar="SECONDS", help="Seconds between transcripts; by default 1."
     )
     parser.add_argument(
+        "--encoder",
+        choices=["reencode", "cached"],
+        default="reencode",
+        help="cached encodes speech once, with a model that was trained in chunks; by default reencode.",
+    )
+    parser.add_argument(
         "--agreement", type=int, default=2, metavar="N", help="Transcripts that must agree on a word; by default 2."
     )
     parser.add_argument(
@@ -193,6 +199,7 @@ def run(args: argparse.Namespace) -> int:
                 language=args.language,
                 latency_s=args.latency,
                 sampling_rate=source.sampling_rate,
+                encoder=args.encoder,
                 prompt=args.prompt,
                 agreement=args.agreement,
                 vad=args.vad,

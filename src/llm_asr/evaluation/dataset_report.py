@@ -10,11 +10,13 @@ from rich.console import Console
 from transformers import Pipeline
 
 from ..modeling.configuration_llm_asr import LlmAsrProjectorConfig
+from ..processing.languages import LANGUAGE_SEPARATOR
 from ..processing.processing_llm_asr import LlmAsrProcessor
 from .alignment import boundary_errors, length_report
 from .expert_usage import expert_usage, plot_expert_usage
 from .keyword_evaluation import KeywordRuns, report_keywords
 from .metrics import silence_report
+from .mixed_metrics import word_language_report
 from .modules.error_report.error_report import ErrorReport
 from .tables import Tables
 from .translation_metrics import translation_report
@@ -65,6 +67,13 @@ def write_report(
         if "dataset" in columns:
             report["error_rates_by_dataset"] = module.compute(**scored, groups=[row["dataset"] for row in rows])
             tables.add_error_rates(report["error_rates_by_dataset"], "Error rates by dataset", "dataset")
+        if "word_languages" in columns:
+            words = [row["word_languages"] or [] for row in rows]
+            report["word_languages"] = word_language_report(
+                words, [output["text"] for output in outputs], options.normalizer
+            )
+            headers = {"words": "words", "errors": "errors", "wer": "error rate %"}
+            tables.add_report(report["word_languages"], "Errors by the language of the word", headers)
         if languages is not None and not options.tell_language:
             report["languages"] = language_report(rows, outputs, processor)
             headers = {"recordings": "recordings", "language_found": "found %"}
@@ -178,11 +187,14 @@ def boundary_report(rows: list[dict], words: list[list[dict]]) -> dict[str, dict
 
 
 def language_report(rows: list[dict], outputs: list[dict], processor: LlmAsrProcessor) -> dict[str, dict[str, float]]:
-    """Percentage of recordings whose language the model identified correctly."""
+    """Percentage of recordings whose languages the model identified correctly."""
     correct: dict[str, list[bool]] = {}
     for row, output in zip(rows, outputs, strict=True):
+        spoken = set((processor.language_name(row["language"]) or "").split(LANGUAGE_SEPARATOR)) - {""}
+        # Hypotheses that were saved before there could be several languages have one.
+        is_correct = set(output.get("languages", [output["language"]])) == spoken
         for group in (row["language"], "all"):
-            correct.setdefault(group, []).append(output["language"] == processor.language_name(row["language"]))
+            correct.setdefault(group, []).append(is_correct)
     return {
         group: {"recordings": len(found), "language_found": 100 * sum(found) / len(found)}
         for group, found in correct.items()

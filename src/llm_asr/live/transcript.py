@@ -165,6 +165,12 @@ class LiveTranscript:
         start = self.segmenter.open_start
         return None if start is None else start / self.processor.sampling_rate
 
+    def count_certain_samples(self, segment: Segment) -> int:
+        """How many samples of the unfinished segment it will keep, unless it is cut at its longest."""
+        rules = self.segmenter.rules
+        end = self.segmenter.speech_end + rules.padding * rules.frame_length
+        return end - round(segment.start * self.processor.sampling_rate)
+
     def add(self, samples: np.ndarray) -> None:
         """Add samples of shape `(num_samples,)`, float32, at the model's sampling rate."""
         if len(samples):

@@ -12,7 +12,7 @@ from transformers.processing_utils import ProcessorMixin, prepare_prompt_input
 from .audio import AudioSource, load_audio
 from .features import extract_features
 from .keywords import spread_keywords
-from .languages import LANGUAGE_CODE_TO_NAME, UNKNOWN, find_language, suggest_languages
+from .languages import LANGUAGE_CODE_TO_NAME, name_languages
 from .log_mel import check_log_mel_maximum
 from .processor_files import check_parts, check_processor_settings, naming_processor_file
 from .rendering import render_request
@@ -486,31 +486,17 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
 
         Args:
             language (`str`, *optional*): A code (`"es"`, `"spa"`, `"es-MX"`, `"cmn_hans_cn"`) or an English name, in upper
-                or lower case. `None`, `""` and `"auto"` mean an unknown language.
+                or lower case, or several with commas between them (`"es,en"`) for speech that switches between languages.
+                `None`, `""` and `"auto"` mean an unknown language.
 
         Returns:
-            `str`: English name, or `None` for an unknown language.
+            `str`: English name, several names (`"Spanish, English"`), or `None` for an unknown language.
 
         Raises:
             `ValueError`: If `languages` does not have the language. The message suggests similar names.
             `TypeError`: If `language` is not a string.
         """
-        if language is None:
-            return None
-        if not isinstance(language, str):
-            raise TypeError(f"`language` must be a string, a code or a name, got {language!r}.")
-        if language.strip().lower() in UNKNOWN:
-            return None
-        name = find_language(language, self.languages)
-        if name is None:
-            suggestions = suggest_languages(language, self.languages)
-            hint = f"did you mean {' or '.join(suggestions)}? Otherwise pass" if suggestions else "pass"
-            raise ValueError(
-                f"`language` {language!r} is not among the {len(self.languages)} languages of this processor; {hint} a code "
-                "such as 'es', an English name such as 'Spanish', or None for an unknown language. The processor's "
-                "`languages` can add further languages."
-            )
-        return name
+        return name_languages(language, self.languages)
 
     def _render_request(
         self,

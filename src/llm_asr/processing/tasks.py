@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers.processing_utils import prepare_prompt_input
 
-from .languages import UNKNOWN
+from .languages import LANGUAGE_SEPARATOR, UNKNOWN
 
 
 TASKS = ("transcribe", "translate")
@@ -35,6 +35,8 @@ def spread_tasks(
     # The annotation of the function leaves out that a row may be `None`.
     targets = prepare_prompt_input(target_language, count, input_name="target_language")  # type: ignore[arg-type]
     for one, target in zip(tasks, targets, strict=True):
+        if target and LANGUAGE_SEPARATOR.strip() in target:
+            raise ValueError(f"`target_language` must be one language, got {target!r}.")
         if one == "translate" and (target is None or target.strip().lower() in UNKNOWN):
             raise ValueError(
                 "`task='translate'` needs `target_language`, a code or an English name such as 'English'."
