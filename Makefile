@@ -27,7 +27,7 @@ ifeq (,$(findstring cif,$(PROJECTOR)))
 TRAIN_ARGS += --projector '{"draft_head": false}'
 endif
 
-.PHONY: demo open-demo try test test-app test-transformers test-versions test-vllm lint types docs
+.PHONY: demo open-demo test test-app test-transformers test-versions test-vllm lint types docs
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -58,24 +58,19 @@ OPEN := $(DATA)/open
 GEMMA := $(DATA)/gemma-3-270m-trimmed
 
 $(OPEN)/test.jsonl: | $(VENV)/.installed
-	$(BIN)/python examples/demo/open_speech.py --output $(OPEN) --packages $(DATA)/packages $(OPEN_ARGS)
+	$(BIN)/python examples/demo/open_speech.py --output $(OPEN) --packages $(DATA)/packages
 
 $(DATA)/gemma-3-270m/model.safetensors: | $(VENV)/.installed
 	$(BIN)/python examples/demo/gemma.py --output $(DATA)/gemma-3-270m
 
-$(GEMMA)/model.safetensors: $(DATA)/gemma-3-270m/model.safetensors
-	$(BIN)/llm-asr trim-vocabulary $(DATA)/gemma-3-270m --repeat examples/open-model/trimmed_vocabulary.json --output $(GEMMA)
+$(GEMMA)/model.safetensors: $(DATA)/gemma-3-270m/model.safetensors $(OPEN)/test.jsonl
+	$(BIN)/llm-asr trim-vocabulary $(DATA)/gemma-3-270m $(OPEN)/train.jsonl --min-count 20 --output $(GEMMA)
 
 open-demo: $(DATA)/whisper-base/model.safetensors $(GEMMA)/model.safetensors $(OPEN)/test.jsonl
-	@echo "Training takes about $(OPEN_HOURS) hours on two CPU cores. Stop it at any time; 'make open-demo' continues."
+	@echo "Training takes about two hours on two CPU cores. Stop it at any time: 'make open-demo' continues."
 	$(BIN)/llm-asr train examples/recipes/open/1-drafts.yaml --resume_from_checkpoint true
 	$(BIN)/llm-asr train examples/recipes/open/2-lora.yaml --resume_from_checkpoint true
 	$(BIN)/llm-asr evaluate --model runs/open --dataset $(OPEN)/test.jsonl --output runs/open/test.json
-
-# Transcribes sentences that the model has not been trained on, or with `make try FILES="my.wav"` your recordings.
-try: OPEN_ARGS := --sources queen
-try: $(DATA)/whisper-base/model.safetensors $(GEMMA)/model.safetensors $(if $(FILES),,$(OPEN)/test.jsonl)
-	$(BIN)/python examples/demo/try_open_model.py --dataset $(OPEN)/test.jsonl $(FILES)
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -1,7 +1,7 @@
 """
 Transcribes files of yours, or sentences that the model of the open-vocabulary demo has not been trained on.
 
-    python examples/demo/try_open_model.py --model examples/open-model --dataset data/open/test.jsonl [FILE ...]
+    python examples/demo/try_open_model.py --model runs/open --dataset data/open/test.jsonl [FILE ...]
 """
 
 import argparse
@@ -17,7 +17,7 @@ import llm_asr  # noqa: F401 (registers the model for `pipeline`)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", metavar="FILE", help="Recordings; without any, sentences of the dataset.")
-    parser.add_argument("--model", default="examples/open-model", help="Slim checkpoint.")
+    parser.add_argument("--model", default="runs/open", help="Checkpoint of `make open-demo`.")
     parser.add_argument("--dataset", type=Path, default=Path("data/open/test.jsonl"))
     parser.add_argument("--sentences", type=int, default=8, help="Number of sentences; by default 8.")
     args = parser.parse_args()
