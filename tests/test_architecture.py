@@ -86,11 +86,11 @@ def test_every_part_has_a_layer():
     assert {part_of(module) for module in find_modules(PACKAGE)} == set(LEVELS)
 
 
-def test_no_import_leads_upwards(imports):
+def test_only_listed_imports_lead_to_a_higher_layer(imports):
     assert find_arrows_upwards(imports) == UPWARD
 
 
-def test_code_that_ships_in_checkpoints_imports_nothing_else_of_the_package(imports):
+def test_code_that_ships_in_checkpoints_imports_no_other_code_of_the_package(imports):
     """A checkpoint has neither the other folder nor a shared base."""
     for folder in ("modeling", "processing"):
         own = [one for one in imports if part_of(one.importer) == folder and one.imported.startswith("llm_asr")]
@@ -98,7 +98,7 @@ def test_code_that_ships_in_checkpoints_imports_nothing_else_of_the_package(impo
         assert [one for one in own if part_of(one.imported) != folder] == []
 
 
-def test_the_package_imports_what_it_asks_pip_for(imports):
+def test_the_package_imports_only_its_declared_dependencies(imports):
     """So the package does not import examples or studies."""
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg", encoding="utf-8")
@@ -155,7 +155,7 @@ def package(tmp_path):
         ("from .third import first", False),
     ],
 )
-def test_cycles_are_noticed(package, back, is_cycle):
+def test_import_cycles_are_detected(package, back, is_cycle):
     imports = package(
         {
             "__init__.py": "",
@@ -184,7 +184,7 @@ def test_cycles_are_noticed(package, back, is_cycle):
         ("memory.py", "from . import __version__", True),
     ],
 )
-def test_arrows_upwards_are_noticed(package, file, source, is_upwards):
+def test_imports_of_a_higher_layer_are_detected(package, file, source, is_upwards):
     modules = ("processing/audio.py", "modeling/two.py", "training/trainer.py", "registration.py")
     imports = package({**dict.fromkeys(("__init__.py", *modules), ""), file: source})
     assert bool(find_arrows_upwards(imports)) == is_upwards

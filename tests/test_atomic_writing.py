@@ -27,7 +27,7 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_a_file_appears_when_it_is_whole(tmp_path):
+def test_a_file_appears_only_when_it_is_complete(tmp_path):
     path = tmp_path / "more" / "one.txt"
     with atomic_path(path) as partial:
         partial.write_text("half")
@@ -39,7 +39,7 @@ def test_a_file_appears_when_it_is_whole(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_permissions_are_those_of_any_new_file(tmp_path):
+def test_permissions_are_the_defaults_of_a_new_file(tmp_path):
     write_text(tmp_path / "one.txt", "ñ")
     (tmp_path / "two.txt").write_text("ñ")
     assert (tmp_path / "one.txt").stat().st_mode == (tmp_path / "two.txt").stat().st_mode
@@ -65,7 +65,7 @@ def test_a_folder_is_not_replaced(tmp_path):
         write_text(tmp_path / "one.txt", "text")
 
 
-def test_a_folder_appears_when_it_is_whole(tmp_path):
+def test_a_folder_appears_only_when_it_is_complete(tmp_path):
     path = tmp_path / "more" / "model"
     with atomic_folder(path) as partial:
         (partial / "config.json").write_text("{}")
@@ -86,7 +86,7 @@ with atomic_folder(sys.argv[1] + "/model") as folder, atomic_path(sys.argv[1] + 
 """
 
 
-def test_what_a_killed_process_has_left_is_removed(tmp_path):
+def test_leftovers_of_a_killed_process_are_removed(tmp_path):
     killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
     assert killed.returncode == -signal.SIGKILL
     leftovers = list(tmp_path.iterdir())
@@ -101,7 +101,7 @@ def test_what_a_killed_process_has_left_is_removed(tmp_path):
     assert names(tmp_path) == {"two.txt"}
 
 
-def test_what_is_being_written_is_left_alone(tmp_path):
+def test_files_of_a_running_process_are_kept(tmp_path):
     with atomic_folder(tmp_path / "model") as folder, atomic_path(tmp_path / "one.txt") as file:
         for path in (folder, file):
             make_old(path)
@@ -112,7 +112,7 @@ def test_what_is_being_written_is_left_alone(tmp_path):
     assert names(tmp_path) == {"model", "one.txt", "two.txt"}
 
 
-def test_files_of_users_are_left_alone(tmp_path):
+def test_files_of_users_are_kept(tmp_path):
     for name in (".model.partial", "model.0123456789abcdef.partial", ".model.bak", ".model.0123.partial"):
         (tmp_path / name).write_text("mine")
         make_old(tmp_path / name)
@@ -121,7 +121,7 @@ def test_files_of_users_are_left_alone(tmp_path):
     assert names(tmp_path) == {*before, "one.txt"}
 
 
-def test_a_name_may_be_as_long_as_the_system_allows(tmp_path):
+def test_the_longest_name_that_the_system_allows_is_accepted(tmp_path):
     name = "การ" * 27 + ".txt"
     write_text(tmp_path / name, "text")
     assert names(tmp_path) == {name}

@@ -82,14 +82,14 @@ def test_twine_accepts_the_distributions(distributions):
     run(sys.executable, "-m", "twine", "check", "--strict", *files)
 
 
-def test_the_sdist_holds_the_package_and_its_metadata_alone(distributions):
+def test_the_sdist_contains_only_the_package_and_its_metadata(distributions):
     with tarfile.open(distributions / f"llm_asr-{llm_asr.__version__}.tar.gz") as archive:
         names = {member.name.partition("/")[2] for member in archive.getmembers() if member.isfile()}
     names = {name for name in names if ".egg-info/" not in name}
     assert names == SDIST_FILES | {f"src/{name}" for name in package_files()}
 
 
-def test_the_wheel_holds_the_package_alone(wheel):
+def test_the_wheel_contains_only_the_package(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert "llm_asr/py.typed" in names
@@ -111,6 +111,6 @@ def test_links_of_the_readme_work_on_pypi():
     assert RELATIVE_LINK.findall((ROOT / "README.md").read_text()) == []
 
 
-def test_the_newest_version_of_the_changelog_is_that_of_the_package():
+def test_the_newest_version_of_the_changelog_equals_the_package_version():
     versions = re.findall(r"^## \[(\d[^\]]*)\]", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
     assert versions[0] == llm_asr.__version__

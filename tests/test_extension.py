@@ -61,7 +61,7 @@ def speech_to_text(monkeypatch, tmp_path):
     return str(tmp_path / "speech2text")
 
 
-def test_a_speech_encoder_takes_one_class_and_one_entry(speech_to_text, parts, recordings, tmp_path):
+def test_a_speech_encoder_needs_one_class_and_one_entry(speech_to_text, parts, recordings, tmp_path):
     model, processor = compose({**parts, "new": speech_to_text}, "moe_cif", audio="new")
     published = Speech2TextModel.from_pretrained(speech_to_text).encoder
     for name, tensor in model.model.audio_tower.state_dict().items():
@@ -90,7 +90,7 @@ def test_without_the_entry_the_family_is_refused(speech_to_text, parts, monkeypa
         compose({**parts, "new": speech_to_text}, "moe_cif", audio="new")
 
 
-def test_a_projector_takes_one_class_and_its_name(parts, recordings, tmp_path, monkeypatch):
+def test_a_projector_needs_one_class_and_its_name(parts, recordings, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="`projector_type` must be one of"):
         LlmAsrProjectorConfig(projector_type="linear")
     names = (*configuration_llm_asr.PROJECTOR_TYPES, "linear")
@@ -110,7 +110,7 @@ def test_a_projector_takes_one_class_and_its_name(parts, recordings, tmp_path, m
         assert torch.equal(alone[0], tokens[row])
 
 
-def test_a_task_takes_a_template(parts, recordings, tmp_path):
+def test_a_task_needs_a_template(parts, recordings, tmp_path):
     template = "{{ audio_token }}Translate the speech into {{ prompt or 'English' }}."
     processor = LlmAsrProcessor.from_audio_text_pretrained(
         parts["whisper"], parts["qwen2"], transcription_template=template

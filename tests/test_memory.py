@@ -35,14 +35,14 @@ print(grown, held, resident() - before)
 
 
 @pytest.mark.skipif(find_trim() is None, reason="needs glibc")
-def test_freed_memory_does_not_stay():
+def test_freed_memory_is_returned_to_the_system():
     ended = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     grown, held, left = map(float, ended.stdout.split())
     assert held > 0.7 * grown
     assert left < 0.3 * grown
 
 
-def test_where_there_is_no_glibc_nothing_happens(monkeypatch):
+def test_memory_is_not_trimmed_without_glibc(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     assert find_trim() is None
     with trimmed_memory():

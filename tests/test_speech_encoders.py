@@ -111,7 +111,7 @@ def test_a_checkpoint_of_the_whole_model_gives_its_encoder(encoders, composed, n
 
 
 @every_family
-def test_a_recording_is_encoded_alike_alone_and_in_every_batch(composed, recordings, name):
+def test_a_recording_is_encoded_equally_alone_and_in_every_batch(composed, recordings, name):
     """Values in the padding do not matter."""
     model, processor = composed(name)
     batch = processor(audio=recordings)
@@ -227,7 +227,7 @@ def test_the_encoder_may_be_on_another_device(compose_anew, recordings, name):
 
 
 @every_family
-def test_blocks_that_sharding_must_not_split_are_there(composed, name):
+def test_blocks_that_sharding_must_not_split_exist(composed, name):
     model, _ = composed(name)
     blocks = model.model.audio_tower._no_split_modules
     assert set(blocks) <= {type(module).__name__ for module in model.modules()}
@@ -365,7 +365,7 @@ def test_granite_speech_without_its_feature_extractor():
         compile_audio_tower(model)
 
 
-def test_the_configuration_of_a_whole_model_is_no_encoder():
+def test_the_configuration_of_a_whole_model_is_not_an_encoder():
     config = LlmAsrConfig(audio_config={"model_type": "parakeet_ctc"})
     with pytest.raises(ValueError, match="is that of a whole model, 'parakeet_ctc'; pass its `encoder_config`"):
         LlmAsrForConditionalGeneration(config)

@@ -78,7 +78,7 @@ def test_the_command_line_answers_before_it_imports_pytorch(arguments, status, m
 
 
 @pytest.mark.parametrize("command", [[str(PROGRAM)], [sys.executable, "-m", "llm_asr"]])
-def test_both_ways_to_start_are_the_command_line(command):
+def test_both_entry_points_start_the_command_line(command):
     """The installed script and the module both work."""
     ended = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
     assert ended.stdout.startswith("usage: llm-asr")
@@ -97,7 +97,7 @@ def imported_by(code):
     return set(json.loads(ended.stdout))
 
 
-def test_importing_the_package_costs_what_its_classes_of_transformers_cost():
+def test_importing_the_package_loads_only_its_transformers_classes():
     needed = imported_by(
         "from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, AutomaticSpeechRecognitionPipeline\n"
         "from transformers import PreTrainedModel, ProcessorMixin, WhisperModel, WhisperFeatureExtractor\n"
@@ -108,7 +108,7 @@ def test_importing_the_package_costs_what_its_classes_of_transformers_cost():
     assert slow & imported <= slow & needed
 
 
-def test_every_public_name_is_there_for_a_command_too():
+def test_every_public_name_is_available_to_commands():
     code = (
         "import sys; sys.argv = ['llm-asr']; import llm_asr; assert 'torch' not in sys.modules\n"
         "assert all(hasattr(llm_asr, name) for name in llm_asr.__all__)\n"

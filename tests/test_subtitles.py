@@ -52,7 +52,7 @@ def test_text_and_json():
     assert "ñ" in to_json({"text": "año"})
 
 
-def test_what_would_end_a_cue_does_not():
+def test_text_cannot_end_a_cue():
     chunk = {"text": "one\n\ntwo --> three", "timestamp": (0.0, 1.0)}
     assert to_srt({"chunks": [chunk]}).count("-->") == 1
     assert to_srt({"chunks": [chunk]}).split("\n", 2)[2] == "one two → three\n"
@@ -78,7 +78,7 @@ def test_long_lines_are_broken():
     assert " ".join(lines) == text
 
 
-def test_words_are_joined_until_a_pause_a_length_or_a_duration():
+def test_words_are_joined_up_to_a_pause_a_length_or_a_duration():
     def words(count, seconds, gap=0.0):
         return [
             {"text": f"w{index:03d}", "timestamp": (index * (seconds + gap), index * (seconds + gap) + seconds)}
@@ -131,7 +131,7 @@ def test_every_cue_has_two_lines_of_42_columns_at_most(text, start, seconds):
         assert previous == max(round(1000 * (start + seconds)), round(1000 * start) + len(cues))
 
 
-def test_a_long_segment_is_shown_piece_by_piece():
+def test_a_long_segment_is_divided_into_cues():
     cues = split_cues({"text": "word " * 110, "timestamp": (10.0, 39.5)})
     assert len(cues) == 7
     assert cues[0][0] == 10_000
@@ -140,7 +140,7 @@ def test_a_long_segment_is_shown_piece_by_piece():
     assert all(3500 < end - begin < 4800 for begin, end, _ in cues[:-1])
 
 
-def test_characters_are_gathered_to_cues_without_spaces():
+def test_characters_are_joined_to_cues_without_spaces():
     words = [
         {"text": char, "timestamp": (0.1 * index, 0.1 * index + 0.1)}
         for index, char in enumerate("今日は良い天気" * 10)

@@ -21,7 +21,7 @@ def commands(file: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.name)
-def test_steps_use_targets_and_extras_that_exist(file):
+def test_steps_use_existing_targets_and_extras(file):
     targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     section = (ROOT / "setup.cfg").read_text().partition("[options.extras_require]\n")[2].partition("\n[")[0]
     extras = set(re.findall(r"^([a-z]+) =", section, flags=re.MULTILINE))
@@ -40,7 +40,7 @@ def test_each_job_names_a_runner_and_pinned_actions(file):
         assert all("@" in step["uses"] for step in job["steps"] if "uses" in step), name
 
 
-def test_tests_run_on_the_versions_of_python_that_the_classifiers_name():
+def test_tests_run_on_the_python_versions_of_the_classifiers():
     named = re.findall(r"Programming Language :: Python :: (3\.\d+)$", (ROOT / "setup.cfg").read_text(), re.MULTILINE)
     tested = jobs(ROOT / ".github/workflows/ci.yml")["tests"]["strategy"]["matrix"]["python"]
     assert tested == named == ["3.11", "3.12", "3.13"]

@@ -165,7 +165,8 @@ def compose(
     """Compose a tiny model and its processor."""
     # Module fixtures run before the seeding of tests, so set the seed here.
     torch.manual_seed(0)
-    processor = LlmAsrProcessor.from_audio_text_pretrained(parts[audio], parts[text])
+    options = {"log_mel_maximum": "running"} if kwargs.get("encoder_attention") == "chunked" else {}
+    processor = LlmAsrProcessor.from_audio_text_pretrained(parts[audio], parts[text], **options)
     model = LlmAsrForConditionalGeneration.from_audio_text_pretrained(
         parts[audio], parts[text], projector_type=projector_type, **{**PROJECTOR_KWARGS, **kwargs}
     )

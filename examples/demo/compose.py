@@ -43,6 +43,7 @@ def compose_dataset(
     seed: int = 0,
     languages: Sequence[str] = tuple(GRAMMARS),
     silences: Mapping[str, int] | None = None,
+    translations: bool = False,
 ) -> None:
     """
     Write `audio/<split>/<id>.flac` (16 kHz, mono, 16 bit) and one `<split>.jsonl` per split.
@@ -59,13 +60,17 @@ def compose_dataset(
         seed: Seed of all random choices.
         languages: Keys of `GRAMMARS`.
         silences: Number of recordings without speech for each split; zero for splits that are not named.
+        translations: Whether rows also have `translation`, the same number, date or time in another of the languages, and
+            `target_language`. Recordings do not depend on it.
 
     Raises:
-        `ValueError`: If a language is unknown, or if "train" is missing from `counts` or too small to use every word.
+        `ValueError`: If a language is unknown, there is no other language to translate into, or if "train" is missing from `counts` or too small to use every word.
     """
     unknown = sorted(set(languages) - set(GRAMMARS))
     if unknown:
         raise ValueError(f"no grammar for languages {unknown}; choose from {sorted(GRAMMARS)}")
+    if translations and len(languages) < 2:
+        raise ValueError(f"translations need two languages, got {list(languages)}")
     if "train" not in counts:
         raise ValueError(f"counts names the splits {sorted(counts)}, which lack 'train'")
     output, clips_dir = Path(output), Path(clips_dir)
@@ -87,7 +92,12 @@ def compose_dataset(
                 for index, utterance in enumerate(drawn[language][split]):
                     name = f"{language}-{utterance.kind}-{index:05d}"
                     rng = _generator(seed, language, split, index)
-                    rows.append(_write_utterance(output, split, name, language, utterance, clips[language], rng))
+                    row = _write_utterance(output, split, name, language, utterance, clips[language], rng)
+                    if translations:
+                        others = [other for other in languages if other != language]
+                        target = str(_generator(seed, "translation", language, split, index).choice(others))
+                        row |= {"translation": utterance.translate(GRAMMARS[target]), "target_language": target}
+                    rows.append(row)
                     progress.update()
             for index in range(silences.get(split, 0)):
                 samples = render_silence(_generator(seed, "silence", split, index))
@@ -164,6 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--train-silences", type=int, default=100, help="recordings without speech")
     parser.add_argument("--test-silences", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--translations", action="store_true", help="write translations into another language too")
     parser.add_argument("--languages", nargs="+", choices=sorted(GRAMMARS), default=list(GRAMMARS))
     options = parser.parse_args(arguments)
     fetch_speech(options.clips, options.languages)
@@ -173,7 +184,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "test": options.test_per_language,
     }
     silences = {"train": options.train_silences, "test": options.test_silences}
-    compose_dataset(options.output, options.clips, counts, options.seed, options.languages, silences)
+    compose_dataset(
+        options.output, options.clips, counts, options.seed, options.languages, silences, options.translations
+    )
 
 
 if __name__ == "__main__":

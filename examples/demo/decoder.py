@@ -26,6 +26,8 @@ def train_tokenizer(dataset: Path, vocab_size: int) -> PreTrainedTokenizerFast:
     for code in sorted({row["language"] for row in rows if row["language"]}):
         name = LANGUAGE_CODE_TO_NAME[code]
         requests += [f"Transcribe the speech in {name}.", f"{name}{LANGUAGE_END}"]
+        if any(row.get("translation") for row in rows):
+            requests += [f"Translate the speech into {name}."]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

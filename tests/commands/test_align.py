@@ -53,7 +53,7 @@ def test_words_on_the_terminal_and_in_files(checkpoints, recording, tmp_path, ca
         (["one.wav", "uno"], "need a projector with CIF ('cif' or 'moe_cif'), but this model's projector is 'conv'"),
     ],
 )
-def test_what_cannot_be_aligned_ends_with_status_2(
+def test_texts_that_cannot_be_aligned_end_with_status_2(
     checkpoints, recording, tmp_path, monkeypatch, capsys, arguments, message
 ):
     monkeypatch.chdir(tmp_path)

@@ -86,7 +86,7 @@ def pipe(monkeypatch):
         thread.join()
 
 
-def test_text_while_it_is_spoken(checkpoint, speech, segments, pipe, capsys):
+def test_text_is_printed_during_the_recording(checkpoint, speech, segments, pipe, capsys):
     pipe(speech.tobytes())
     assert main(["listen", "-", "--model", checkpoint, "--pcm-rate", "16000", "--language", "es"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -95,7 +95,7 @@ def test_text_while_it_is_spoken(checkpoint, speech, segments, pipe, capsys):
 
 
 @pytest.mark.parametrize("name", ["srt", "vtt", "json"])
-def test_formats_at_the_end(checkpoint, speech, segments, pipe, capsys, tmp_path, name):
+def test_formats_are_written_at_the_end(checkpoint, speech, segments, pipe, capsys, tmp_path, name):
     pipe(encode_container(speech / np.float32(32768), RATE, "wav", "pcm_s16le"))
     output = tmp_path / f"out.{name}"
     arguments = ["listen", "-", "--model", checkpoint, "--language", "es", "--format", name, "--output", str(output)]
@@ -114,7 +114,7 @@ def test_formats_at_the_end(checkpoint, speech, segments, pipe, capsys, tmp_path
         assert "-->" in written
 
 
-def test_an_interrupt_ends_it_with_its_result(checkpoint, speech, segments, pipe, capsys):
+def test_an_interrupt_ends_the_command_with_its_result(checkpoint, speech, segments, pipe, capsys):
     never = threading.Event()
     reader = pipe([speech.tobytes(), None], pause=never)
 
@@ -154,12 +154,13 @@ def test_pcm_that_ends_inside_a_sample(checkpoint, speech, pipe, capsys):
         (["-"], b"", "The pipe is empty"),
         (["-"], b"RIFF0000WAVEnonsense", "cannot be decoded as wav"),
         (["-", "--language", "klingon"], b"RIFF", "not among the"),
+        (["-", "--encoder", "cached"], b"RIFF", "`encoder_attention` of the model is 'full'"),
         (["-", "--pcm-rate", "100"], b"0000", "`sampling_rate` must be a whole number from 4000 up"),
         (["-", "--device-name", "1"], b"", "--device-name is for the microphone"),
         (["--pcm-rate", "16000"], b"", "--pcm-rate is for a pipe"),
     ],
 )
-def test_what_is_refused(checkpoint, speech, pipe, capsys, arguments, contents, message):
+def test_bad_input_is_refused(checkpoint, speech, pipe, capsys, arguments, contents, message):
     if contents == b"RIFF":
         contents = encode_container(speech / np.float32(32768), RATE, "wav", "pcm_s16le")
     pipe(contents)
@@ -178,7 +179,7 @@ def test_what_is_refused(checkpoint, speech, pipe, capsys, arguments, contents, 
         ("adts", "aac", 16000),
     ],
 )
-def test_containers_are_read_while_they_are_written(pipe, container, codec, rate):
+def test_containers_are_read_during_the_recording(pipe, container, codec, rate):
     waveform = noise(10)
     contents, pause = encode_container(waveform, rate, container, codec), threading.Event()
     with open_pipe(pipe([contents[: len(contents) // 2], None, contents[len(contents) // 2 :]], pause)) as source:
@@ -193,13 +194,13 @@ def test_containers_are_read_while_they_are_written(pipe, container, codec, rate
     assert samples.std() == pytest.approx(0.1, abs=0.03)
 
 
-def test_a_rate_that_changes(pipe):
+def test_a_changing_sampling_rate_is_refused(pipe):
     contents = encode_container(noise(1), 16000, "adts", "aac") + encode_container(noise(1), 32000, "adts", "aac")
     with open_pipe(pipe(contents)) as source, pytest.raises(PipeError, match="changes from 16000 to 32000"):
         list(source.blocks)
 
 
-def test_a_queue_that_is_full():
+def test_a_full_queue_refuses_a_block_or_waits():
     blocks = BlockQueue(max_samples=10)
     assert blocks.put(np.zeros(10), wait=False)
     assert not blocks.put(np.ones(10), wait=False)
@@ -215,13 +216,13 @@ def test_a_queue_that_is_full():
         next(iterator)
 
 
-def test_without_sounddevice(monkeypatch):
+def test_a_missing_sounddevice_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     with pytest.raises(ImportError, match=r"llm-asr\[live\]"), open_microphone():
         pass
 
 
-def test_without_a_microphone():
+def test_a_missing_microphone_is_named():
     try:
         import sounddevice
     except (ImportError, OSError):
@@ -252,7 +253,7 @@ def show(written, columns):
     return lines
 
 
-def test_the_terminal():
+def test_the_terminal_shows_final_and_provisional_text():
     file = StringIO()
     text = LiveText(file, columns=20)
     text.write("", "uno does", False)
@@ -268,7 +269,7 @@ def test_the_terminal():
     assert "\x1b[2m" in file.getvalue()
 
 
-def test_without_a_terminal_only_committed_text_is_written():
+def test_only_committed_text_is_written_without_a_terminal():
     file = StringIO()
     text = LiveText(file, columns=None)
     for event in (("", "un", False), ("uno", " dos", False), (" dos", "", True), (" tres", "", True), ("", "", True)):

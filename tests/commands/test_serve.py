@@ -26,7 +26,7 @@ def fails(capsys, *arguments):
     return error
 
 
-def test_what_is_not_installed_is_named_with_the_command_that_installs_it(without, capsys):
+def test_missing_packages_are_named_with_their_install_command(without, capsys):
     without("vllm")
     error = fails(capsys, "somewhere")
     assert "vllm: `pip install" in error
@@ -37,7 +37,7 @@ def test_what_is_not_installed_is_named_with_the_command_that_installs_it(withou
     assert 'needs prometheus_client, python_multipart, starlette, uvicorn: `pip install "llm-asr[serve]"`.' in error
 
 
-def test_what_cannot_be_served(without, capsys, parts, tmp_path, monkeypatch):
+def test_models_that_cannot_be_served_are_refused(without, capsys, parts, tmp_path, monkeypatch):
     pytest.importorskip("starlette", reason='pip install "llm-asr[serve]"')
     options = ["--engine", "transformers", "--cache-dir", str(tmp_path / "cache")]
     assert "a model of type 'whisper'" in fails(capsys, parts["whisper"], *options)
@@ -57,12 +57,12 @@ def test_what_cannot_be_served(without, capsys, parts, tmp_path, monkeypatch):
         ({"vad": "ears"}, "`vad` must be one of \\['energy', 'silero'\\], got 'ears'"),
     ],
 )
-def test_impossible_settings(options, message):
+def test_impossible_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         ServerSettings(**options)
 
 
-def test_every_setting_is_an_option_and_the_key_is_none():
+def test_every_setting_except_the_key_is_an_option():
     args = make_parser().parse_args(["serve", "somewhere", "--max-upload-mb", "100", "--vad", "silero"])
     assert (args.max_upload_mb, args.vad, args.host) == (100.0, "silero", "127.0.0.1")
     settings = {name for name in ServerSettings.__dataclass_fields__ if name not in ("api_key", "cors_origins")}

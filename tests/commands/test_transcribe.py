@@ -48,12 +48,12 @@ def folder(recordings, tmp_path):
     return root
 
 
-def test_one_file_goes_to_the_terminal(checkpoint, folder, transcripts, capsys):
+def test_the_text_of_one_file_is_printed(checkpoint, folder, transcripts, capsys):
     assert main(["transcribe", str(folder / "one.wav"), "--model", checkpoint]) == 0
     assert capsys.readouterr().out == transcripts(folder / "one.wav")["text"] + "\n"
 
 
-def test_as_a_program(checkpoint, folder, transcripts):
+def test_the_command_runs_as_a_program(checkpoint, folder, transcripts):
     arguments = ["transcribe", str(folder / "two.flac"), "--model", checkpoint, "--format", "json"]
     command = [sys.executable, "-m", "llm_asr", *arguments]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -90,7 +90,7 @@ def test_patterns_and_word_times(checkpoint, folder, transcripts, tmp_path):
     assert not (out / "two.json").exists()
 
 
-def test_a_pattern_has_the_same_outputs_whatever_it_matches(folder):
+def test_names_of_outputs_do_not_depend_on_the_number_of_matches(folder):
     (folder / "one.wav").unlink()
     assert find_recordings([str(folder / "**" / "*.wav")]) == {folder / "more" / "one.wav": Path("more/one")}
 
@@ -114,7 +114,7 @@ def test_keywords_and_their_file(checkpoint, folder, transcripts, tmp_path, caps
     assert "--keywords-file" in capsys.readouterr().err
 
 
-def test_what_is_there_is_not_done_again(checkpoint, folder, tmp_path, capsys):
+def test_existing_transcripts_are_not_repeated(checkpoint, folder, tmp_path, capsys):
     out = tmp_path / "out"
     command = ["transcribe", str(folder), "--model", checkpoint, "--output-dir", str(out)]
     assert main(command) == 0
@@ -131,7 +131,7 @@ def test_what_is_there_is_not_done_again(checkpoint, folder, tmp_path, capsys):
     assert (out / "two.txt").read_text() != "by hand"
 
 
-def test_a_bad_file_does_not_keep_the_others(checkpoint, folder, tmp_path, capsys):
+def test_a_bad_file_does_not_stop_the_others(checkpoint, folder, tmp_path, capsys):
     (folder / "bad.wav").write_bytes(b"RIFF, but no more")
     soundfile.write(folder / "empty.wav", np.zeros(0), 16000)
     out = tmp_path / "out"
@@ -144,7 +144,7 @@ def test_a_bad_file_does_not_keep_the_others(checkpoint, folder, tmp_path, capsy
     assert not list(out.rglob("*.partial"))
 
 
-def test_what_cannot_be_written_does_not_keep_the_others(checkpoint, folder, tmp_path, capsys):
+def test_a_failed_write_does_not_stop_the_others(checkpoint, folder, tmp_path, capsys):
     out = tmp_path / "out"
     out.mkdir()
     (out / "more").write_text("in the way of a folder")
@@ -153,7 +153,7 @@ def test_what_cannot_be_written_does_not_keep_the_others(checkpoint, folder, tmp
     assert sorted(file.name for file in out.glob("*.txt")) == ["one.txt", "two.txt"]
 
 
-def test_stopping_keeps_what_is_finished(checkpoint, folder, tmp_path, monkeypatch, capsys):
+def test_an_interruption_keeps_finished_transcripts(checkpoint, folder, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     write_outputs = transcribing.write_outputs
     written = []
@@ -196,7 +196,7 @@ def test_two_recordings_with_one_output_are_refused(folder, tmp_path):
         (["{folder}/one.wav", "--batch-size", "0"], "--batch-size must be at least 1"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_a_line(checkpoint, parts, folder, arguments, message, capsys):
+def test_errors_are_one_line(checkpoint, parts, folder, arguments, message, capsys):
     absent = "mps" if torch.cuda.is_available() else "cuda"
     arguments = [argument.format(folder=folder, parts=parts, absent=absent) for argument in arguments]
     model = [] if "--model" in arguments else ["--model", checkpoint]
@@ -218,7 +218,7 @@ def test_word_times_need_cif(parts, folder, tmp_path, capsys):
     assert "use --timestamps segment" in capsys.readouterr().err
 
 
-def test_usage(capsys):
+def test_wrong_usage_ends_with_status_2(capsys):
     for arguments in ([], ["a.wav", "--model", "m", "--dtype", "int7"], ["a.wav", "--model", "m", "--format", "doc"]):
         with pytest.raises(SystemExit) as stop:
             main(["transcribe", *arguments])

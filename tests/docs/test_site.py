@@ -40,12 +40,12 @@ def test_the_reference_shows_types_and_no_markup_of_docstrings(site):
 @pytest.mark.parametrize(
     "page", sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")]), ids=lambda page: page.name
 )
-def test_links_into_the_repository_lead_to_files(page):
+def test_links_into_the_repository_refer_to_existing_files(page):
     text = page.read_text(encoding="utf-8")
     assert [path for path in REPOSITORY.findall(text) if not (ROOT / path).exists()] == []
 
 
-def test_the_readme_has_absolute_links_alone():
+def test_the_readme_has_only_absolute_links():
     """PyPI also shows the README, and relative links do not work there."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     targets = re.findall(r"\]\(([^)]+)\)", text)

@@ -25,7 +25,7 @@ EXECUTED = ("python", "bash", "yaml")
 # Numbers of snippets that are not run, by reason. A new one must be added here on purpose.
 NOT_RUN = {
     "installs packages": 6,
-    "takes more than a minute": 14,
+    "takes more than a minute": 17,
     "needs several GPUs": 3,
     "needs vLLM": 2,
     "needs the checkpoint of the demo": 4,
@@ -85,7 +85,7 @@ def test_the_snippets_of_a_page_run(page, reader):
         ("```bash\nls nowhere\n```\n", AssertionError),
     ],
 )
-def test_a_snippet_that_does_not_work_is_noticed(snippet, error, reader, tmp_path, monkeypatch):
+def test_a_snippet_that_fails_is_detected(snippet, error, reader, tmp_path, monkeypatch):
     page = tmp_path / "page.md"
     page.write_text(f"# Page\n\n{snippet}")
     monkeypatch.setattr("snippets.ROOT", tmp_path)
@@ -95,12 +95,12 @@ def test_a_snippet_that_does_not_work_is_noticed(snippet, error, reader, tmp_pat
         assert (str(page), 5) in [(str(entry.path), entry.lineno + 1) for entry in raised.traceback]
 
 
-def test_snippets_that_are_not_run_say_why():
+def test_snippets_that_are_not_run_state_the_reason():
     reasons = Counter(snippet.reason for snippets in SNIPPETS.values() for snippet in snippets if snippet.reason)
     assert reasons == NOT_RUN
 
 
-def test_no_snippet_hides_behind_an_unknown_language():
+def test_no_snippet_has_an_unknown_language():
     languages = {snippet.language for snippets in SNIPPETS.values() for snippet in snippets}
     # A fence without a language, or with one of the following languages, shows output.
     assert languages <= {*EXECUTED, "", "text", "mermaid", "bibtex"}

@@ -12,6 +12,7 @@ from snippets import ROOT
 from speech_files import write_speech_dataset
 from tiny_models import PROJECTOR_KWARGS
 
+from llm_asr import LlmAsrForConditionalGeneration, LlmAsrProcessor
 from llm_asr.cli import main
 
 
@@ -36,9 +37,10 @@ def make_workspace(folder: Path, parts: dict[str, str]) -> None:
     """
     rows = write_recordings(folder)
     for name, part in (("train", rows[4:]), ("validation", rows[2:4]), ("test", rows[:2])):
-        lines = [json.dumps(row) for row in part]
+        lines = [json.dumps({**row, "translation": row["text"], "target_language": "en"}) for row in part]
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     train_checkpoint(folder)
+    train_in_chunks(folder / "my-model", folder / "my-chunked-model")
     for name in ("runs/demo-moe_cif", "runs/mine"):
         shutil.copytree(folder / "my-model", folder / name)
     for name, part in (("whisper-base", "whisper"), ("qwen2.5-0.5b-instruct", "qwen2")):
@@ -84,3 +86,13 @@ def train_checkpoint(folder: Path) -> None:
     file.write_text(json.dumps(recipe))
     assert main(["train", str(file)]) == 0
     file.unlink()
+
+
+def train_in_chunks(trained: Path, folder: Path) -> None:
+    """Save a checkpoint as if its encoder had been trained in chunks."""
+    model = LlmAsrForConditionalGeneration.from_pretrained(trained)
+    model.config.set_encoder_attention("chunked", encoder_training_chunks_s=[0.5, 1.0])
+    model.save_pretrained(folder)
+    processor = LlmAsrProcessor.from_pretrained(trained)
+    processor.log_mel_maximum = "running"
+    processor.save_pretrained(folder)

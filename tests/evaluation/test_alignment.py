@@ -12,7 +12,7 @@ def test_length_report_by_language():
         length_report([1], [1, 2], [1.0])
 
 
-def test_boundary_errors_of_units_that_hold_several_words():
+def test_boundary_errors_of_units_with_several_words():
     reference = [{"word": "dix sept", "start": 0.1, "end": 0.6}, {"word": "mars", "start": 0.7, "end": 1.0}]
     hypothesis = [
         {"text": "dix", "timestamp": (0.0, 0.3)},

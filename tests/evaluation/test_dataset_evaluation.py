@@ -16,8 +16,10 @@ from llm_asr.cli import main
 from llm_asr.evaluation import dataset_evaluation
 
 
-def save_model(parts, folder, projector_type):
+def save_model(parts, folder, projector_type, alpha_bias=None):
     model, processor = compose(parts, projector_type)
+    if alpha_bias is not None:
+        model.model.projector.cif.alpha_proj.bias.data.fill_(alpha_bias)
     model.generation_config.max_new_tokens = 8
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -49,7 +51,7 @@ def run(parts, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("projector_type", ["conv", "moe", "moe_cif"])
-def test_the_report_has_what_the_projector_has(parts, run, capsys, projector_type):
+def test_the_report_depends_on_the_type_of_projector(parts, run, capsys, projector_type):
     save_model(parts, run.model, projector_type)
     report = run()
     assert set(report["error_rates"]) == {"en", "es", "all"}
@@ -69,8 +71,10 @@ def test_the_report_has_what_the_projector_has(parts, run, capsys, projector_typ
         assert "mutual information" in printed
 
 
-def test_word_boundaries_of_recognised_and_given_text(parts, run, capsys):
-    save_model(parts, run.model, "cif")
+@pytest.mark.parametrize("has_weight", [True, False])
+def test_word_boundaries_of_recognised_and_given_text(parts, run, capsys, has_weight):
+    # With this bias, CIF gives no frame any weight.
+    save_model(parts, run.model, "cif", alpha_bias=None if has_weight else -1e4)
     rows = [json.loads(line) for line in run.dataset.read_text().splitlines()]
     for row in rows:
         row["words"] = [
@@ -81,6 +85,9 @@ def test_word_boundaries_of_recognised_and_given_text(parts, run, capsys):
     report = run()
     # The random model recognises no recording, but the given text always has its own words.
     assert report["boundaries"] == {}
+    if not has_weight:
+        assert report["given_boundaries"] == {}
+        return
     assert {name: found["recordings"] for name, found in report["given_boundaries"].items()} == {
         "en": 4,
         "es": 4,
@@ -90,7 +97,7 @@ def test_word_boundaries_of_recognised_and_given_text(parts, run, capsys):
     assert "Word boundaries of the given transcripts" in capsys.readouterr().out
 
 
-def test_datasets_and_silences_are_reported_apart(parts, run):
+def test_datasets_and_silences_are_reported_separately(parts, run):
     save_model(parts, run.model, "conv")
     rows = [json.loads(line) for line in run.dataset.read_text().splitlines()]
     for index, row in enumerate(rows):
@@ -107,7 +114,7 @@ def test_datasets_and_silences_are_reported_apart(parts, run):
     assert report["normalizer"] == "whisper"
 
 
-def test_silences_alone_have_no_error_rates(parts, run):
+def test_silences_without_a_dataset_have_no_error_rates(parts, run):
     save_model(parts, run.model, "moe_cif")
     rows = [json.loads(line) for line in run.dataset.read_text().splitlines()]
     run.dataset.write_text("".join(json.dumps({**row, "text": ""}) + "\n" for row in rows))
@@ -116,7 +123,7 @@ def test_silences_alone_have_no_error_rates(parts, run):
     assert "error_rates" not in report
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(parts, run, capsys):
+def test_an_interrupted_run_continues_where_it_stopped(parts, run, capsys):
     save_model(parts, run.model, "moe_cif")
     report = run()
     header, *lines = run.kept.read_text().splitlines(keepends=True)
@@ -138,7 +145,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(parts, run, capsys):
     assert [len(rows) for rows in run.transcribed[2:]] == [0, 8]
 
 
-def test_hypotheses_of_another_model_are_not_taken_over(parts, run, capsys):
+def test_hypotheses_of_another_model_are_not_reused(parts, run, capsys):
     save_model(parts, run.model, "conv")
     run()
     save_model(parts, run.model, "conv")
@@ -166,7 +173,7 @@ def test_without_matplotlib_a_model_with_experts_is_refused_before_transcribing(
 
 
 @pytest.mark.slow
-def test_two_processes_report_what_one_does(parts, run, tmp_path):
+def test_two_processes_report_the_same_as_one(parts, run, tmp_path):
     save_model(parts, run.model, "moe_cif")
     one = run()
     output = tmp_path / "two" / "test.json"

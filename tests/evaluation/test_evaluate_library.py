@@ -109,7 +109,7 @@ def computed(monkeypatch):
     return names
 
 
-def test_the_trainer_reports_what_the_modules_compute(parts, computed):
+def test_the_trainer_reports_the_results_of_the_modules(parts, computed):
     _, processor = compose(parts, "moe_cif")
     tokenizer = processor.tokenizer
     texts = (["one two", "uno dos tres", "..."], ["one too", "uno tres", "one"])
@@ -124,7 +124,7 @@ def test_the_trainer_reports_what_the_modules_compute(parts, computed):
     assert computed == ["word_error_rate_by_language", "character_error_rate_by_language"]
 
 
-def test_the_command_reports_what_the_module_computes(parts, tmp_path, computed):
+def test_the_command_reports_the_results_of_the_module(parts, tmp_path, computed):
     model, processor = compose(parts, "conv")
     model.generation_config.max_new_tokens = 8
     model.save_pretrained(tmp_path / "model")

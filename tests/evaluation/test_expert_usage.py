@@ -6,7 +6,7 @@ import pytest
 from llm_asr.evaluation.expert_usage import expert_usage, plot_expert_usage
 
 
-def test_an_expert_for_each_language():
+def test_usage_of_experts_that_each_serve_one_language():
     usage = expert_usage(np.array([[4, 0], [0, 6], [8, 0], [0, 6]]), ["en", "es", "en", "es"])
     assert usage["shares"] == {"en": [1, 0], "es": [0, 1], "all": [0.5, 0.5]}
     assert usage["entropy"] == pytest.approx({"en": 0, "es": 0, "all": 1})
@@ -14,14 +14,14 @@ def test_an_expert_for_each_language():
     assert usage["min_share"] == 0.5
 
 
-def test_experts_that_do_not_care_about_languages():
+def test_usage_of_experts_that_are_independent_of_the_language():
     usage = expert_usage(np.array([[2, 1, 1], [6, 3, 3]]), ["en", "es"])
     assert usage["shares"]["en"] == usage["shares"]["es"] == pytest.approx([0.5, 0.25, 0.25])
     assert usage["entropy"]["all"] == pytest.approx(1.5 * math.log(2) / math.log(3))
     assert usage["mutual_information"] == pytest.approx(0)
 
 
-def test_mutual_information_by_its_definition():
+def test_mutual_information_equals_its_definition():
     load = np.random.default_rng(0).uniform(size=(6, 4))
     languages = ["en", "es", "fr"] * 2
     joint = {
@@ -36,19 +36,19 @@ def test_mutual_information_by_its_definition():
     assert expert_usage(load, languages)["mutual_information"] == pytest.approx(expected)
 
 
-def test_languages_are_not_needed():
+def test_languages_are_optional():
     usage = expert_usage([[1, 3], [0, 4]])
     assert usage["shares"] == {"all": [0.125, 0.875]}
     assert usage["mutual_information"] == 0
 
 
-def test_nothing_to_report_is_said():
+def test_input_without_load_or_with_wrong_languages_is_refused():
     with pytest.raises(ValueError, match="`expert_load` is empty"):
         expert_usage(np.zeros((2, 4)))
     with pytest.raises(ValueError, match="`languages` has 1 entries for 2 recordings"):
         expert_usage(np.ones((2, 4)), ["en"])
 
 
-def test_the_heat_map_is_a_picture(tmp_path):
+def test_the_heat_map_is_written_as_a_picture(tmp_path):
     plot_expert_usage(expert_usage(np.eye(3), ["en", "es", "fr"]), tmp_path / "new" / "usage.png")
     assert (tmp_path / "new" / "usage.png").read_bytes().startswith(b"\x89PNG")

@@ -5,7 +5,7 @@ import pytest
 from llm_asr.evaluation.keyword_metrics import keyword_report
 
 
-def test_listed_and_other_words_are_scored_apart():
+def test_listed_and_other_words_are_scored_separately():
     report = keyword_report(
         references=["call Iñigo now please", "San José is far"],
         hypotheses=["call Inigo now", "San José is very far"],

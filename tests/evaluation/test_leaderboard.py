@@ -99,7 +99,7 @@ def run(checkpoint, sources, tmp_path):
     return run
 
 
-def test_result_files_have_what_the_pipeline_says_and_are_scored(run, sources, checkpoint, capsys):
+def test_result_files_have_the_transcripts_of_the_pipeline_and_are_scored(run, sources, checkpoint, capsys):
     assert run(*sources) == 0
     assert {file.name for file in run.output.glob("*.jsonl")} == {ENGLISH_FILE, SPANISH_FILE, CHUNKS_FILE}
     transcriber = pipeline("automatic-speech-recognition", model=checkpoint)
@@ -130,7 +130,7 @@ def test_result_files_have_what_the_pipeline_says_and_are_scored(run, sources, c
     assert set(results) == set(sources)
 
 
-def test_runs_with_different_datasets_add_up(run):
+def test_runs_with_different_datasets_are_combined(run):
     assert run("fleurs_es") == 0
     assert run("librispeech_clean") == 0
     results = json.loads((run.output / "MODEL_me-tiny.json").read_text())["results"]
@@ -150,7 +150,7 @@ def test_chunks_are_scored_as_whole_recordings(run):
         join_chunks(lines[:2])
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(run):
+def test_an_interrupted_run_continues_where_it_stopped(run):
     assert run("librispeech_clean") == 0
     lines = read_lines(run.output / ENGLISH_FILE)
     files = sorted(run.output.glob("transcripts/me-tiny/librispeech_clean/part-*.parquet"))
@@ -165,7 +165,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(run):
     assert [{**line, "time": 0} for line in lines] == [{**line, "time": 0} for line in again]
 
 
-def test_results_of_another_model_are_not_mixed_in(run, parts, tmp_path, capsys):
+def test_results_of_another_model_are_not_reused(run, parts, tmp_path, capsys):
     assert run("librispeech_clean") == 0
     # Another dataset is refused as well, because both would be scored together.
     assert run("fleurs_es", model=save_model(parts, tmp_path / "other")) == 2
@@ -198,7 +198,7 @@ def test_bad_arguments_are_refused(run, capsys, names, options, message):
     assert not run.output.exists()
 
 
-def test_a_local_copy_of_what_is_not_run_is_refused(checkpoint, sources, tmp_path, capsys):
+def test_a_local_copy_of_an_unused_dataset_is_refused(checkpoint, sources, tmp_path, capsys):
     options = ["--model", checkpoint, "--model-id", "me/tiny", "--output", str(tmp_path / "results")]
     local = f"librispeech_clean={sources['librispeech_clean']}"
     assert main(["leaderboard", *options, "--datasets", "fleurs_es", "--sources", local]) == 2
@@ -279,7 +279,7 @@ def test_joined_compounds_shorten_the_reference():
         ("a", True, True),
     ],
 )
-def test_what_is_no_transcript_is_not_scored(reference, english, german):
+def test_references_without_speech_are_not_scored(reference, english, german):
     assert [is_scored(reference, language) for language in ("en", "de")] == [english, german]
 
 
@@ -331,7 +331,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_processes_write_what_one_does(run, checkpoint, sources, tmp_path):
+def test_two_processes_write_the_same_as_one(run, checkpoint, sources, tmp_path):
     assert run("librispeech_clean", "fleurs_es") == 0
     output = tmp_path / "two"
     local = [f"{name}={sources[name]}" for name in ("librispeech_clean", "fleurs_es")]

@@ -50,7 +50,7 @@ def test_spaces_do_not_count_in_languages_without_them():
         assert rates["wer"] == pytest.approx(100 * 2 / 6)
 
 
-def test_digits_are_number_words_to_the_normalizer_of_whisper():
+def test_the_normalizer_of_whisper_equates_digits_and_number_words():
     pair = ["twenty one dogs"], ["21 dogs"]
     assert error_rates(*pair, ["en"])["wer"] > 0
     assert error_rates(*pair, ["en"], normalizer="whisper")["wer"] == 0
@@ -82,7 +82,7 @@ def test_a_report_without_words_is_refused():
         error_report(["one", "two"], ["one", "two"], groups=["a"])
 
 
-def test_what_was_made_up_in_silence():
+def test_hallucinations_in_silence_are_reported():
     assert silence_report(["", "thank you", "", ""]) == {
         "recordings": 4,
         "hallucinated": 25,
@@ -103,7 +103,7 @@ def test_bad_input_is_refused(arguments, message):
         error_rates(*arguments)
 
 
-def test_compute_metrics_decodes_what_the_trainer_pads():
+def test_compute_metrics_decodes_predictions_padded_by_the_trainer():
     class Processor:
         tokenizer = make_tokenizer()
 
@@ -117,7 +117,7 @@ def test_compute_metrics_decodes_what_the_trainer_pads():
     assert metrics["wer_en"] == pytest.approx(50)
 
 
-def test_what_cannot_be_scored_is_counted():
+def test_recordings_that_cannot_be_scored_are_counted():
     references, hypotheses = ["one two", "...", "", "(noise)", "uno"], ["one too", "two", "", "", "uno"]
     languages = ["en", "en", None, "fr", "es"]
     rates = error_rates(references, hypotheses, languages)

@@ -17,7 +17,7 @@ def test_languages_without_spaces():
     assert not any(map(is_unspaced, ["en", "Korean", "ko", "Vietnamese", "", None]))
 
 
-def test_spoken_numbers_stay_words_unless_it_is_asked_for():
+def test_number_words_become_digits_only_on_request():
     text = "It's forty seven, ninety eight."
     assert get_normalizer("en")(text).strip() == "it s forty seven ninety eight"
     for language in ("en", "English", "en-GB"):
@@ -25,23 +25,23 @@ def test_spoken_numbers_stay_words_unless_it_is_asked_for():
     assert get_normalizer("es", "whisper")("¡Forty, señor!").strip() == "forty señor"
 
 
-def test_vowel_signs_are_no_punctuation():
+def test_vowel_signs_are_not_punctuation():
     assert get_normalizer("hi")("हिन्दी में।").strip() == "हिन्दी में"
     assert get_normalizer("hi", "whisper")("हिन्दी").split() == ["ह", "न", "द"]
     assert get_normalizer("th")("ที่นี่").split() == ["ที่", "นี่"]
 
 
-def test_without_marks_basic_is_that_of_whisper():
+def test_basic_equals_the_normalizer_of_whisper_for_texts_without_marks():
     text = "«Ça, c'est [bruit] l'été» — Straße № 5, йод!"
     assert get_normalizer("fr")(text) == get_normalizer("fr", "whisper")(text)
 
 
-def test_letters_are_words_where_there_are_no_spaces():
+def test_letters_are_words_in_languages_without_spaces():
     assert get_normalizer("Chinese")("今天,好 吗?").split() == list("今天好吗")
 
 
 @pytest.mark.parametrize("language", ["tr", "tr_tr", "tur", "Turkish", "az_az"])
-def test_the_dot_of_an_i_is_a_letter_in_turkish(language):
+def test_dotted_and_dotless_i_differ_in_turkish(language):
     normalize = get_normalizer(language)
     assert normalize("IŞIK İzmir") == normalize("ışık izmir") == "ışık izmir"
     assert normalize("I\N{COMBINING DOT ABOVE}zmir") == "izmir"
@@ -49,7 +49,7 @@ def test_the_dot_of_an_i_is_a_letter_in_turkish(language):
 
 
 @pytest.mark.parametrize("language", ["tha", "jpn", "zho", "cmn_hans_cn", "mya", "khm", "lao", "Thai", "nan", "bod"])
-def test_every_code_of_a_language_without_spaces(language):
+def test_languages_without_spaces_are_known_by_every_code(language):
     assert is_unspaced(language)
 
 

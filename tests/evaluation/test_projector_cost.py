@@ -28,7 +28,7 @@ def make_config(projector_type, **options):
         ("moe_cif", {"num_experts_per_tok": 4}),
     ],
 )
-def test_operations_are_those_that_torch_counts(projector_type, options):
+def test_operations_equal_the_count_of_torch(projector_type, options):
     """Uses ten seconds of audio in float64, because PyTorch counts all of its products in float64."""
     config = make_config(projector_type, **options)
     projector = build_projector(config).double()
@@ -59,7 +59,7 @@ def test_parameters_of_experts():
     assert merged.active_parameters == merged.total_parameters
 
 
-def test_cif_fires_as_expected_unless_told():
+def test_cif_fires_the_expected_number_by_default():
     config = make_config("cif", expected_tokens_per_second=5.0)
     assert projector_cost(config) == projector_cost(config, tokens_per_second=5.0)
     assert projector_cost(config).flops_per_second > projector_cost(config, tokens_per_second=4.0).flops_per_second
@@ -83,7 +83,7 @@ def test_matched_parameters(projector_type, reference_type, parameters):
     assert abs(difference) <= (16 + 40 + 1) / 2
 
 
-def test_what_cannot_be_matched_is_said():
+def test_impossible_matches_are_refused():
     with pytest.raises(ValueError, match="`parameters` must be 'total' or 'active', got 'all'"):
         match_parameters("conv", make_config("moe"), "all")
     with pytest.raises(ValueError, match="`projector_type` must be 'conv' or 'cif', got 'moe'"):

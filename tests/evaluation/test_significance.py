@@ -5,14 +5,14 @@ from llm_asr.evaluation import significance
 from llm_asr.evaluation.significance import bootstrap_interval, compare_systems
 
 
-def test_the_interval_is_that_of_a_binomial_where_utterances_are_words():
+def test_the_interval_is_binomial_if_every_utterance_is_one_word():
     errors = np.repeat([1, 0], [100, 900])
     low, high = bootstrap_interval(errors, np.ones(1000, dtype=int))
     half = 100 * 1.96 * np.sqrt(0.1 * 0.9 / 1000)
     assert (low, high) == pytest.approx((10 - half, 10 + half), abs=0.4)
 
 
-def test_about_95_of_100_intervals_hold_the_truth():
+def test_about_95_of_100_intervals_contain_the_true_value():
     generator = np.random.default_rng(0)
     held = 0
     for seed in range(200):
@@ -22,7 +22,7 @@ def test_about_95_of_100_intervals_hold_the_truth():
     assert 180 <= held <= 199
 
 
-def test_the_interval_is_reproducible_and_no_draw_is_lost_in_blocks(monkeypatch):
+def test_the_interval_is_reproducible_and_independent_of_the_block_size(monkeypatch):
     errors, words = [0, 1, 3, 0, 2], [4, 5, 6, 0, 8]
     whole = bootstrap_interval(errors, words, seed=3)
     assert bootstrap_interval(errors, words, seed=3) == whole
@@ -34,14 +34,14 @@ def test_without_errors_there_is_no_interval():
     assert bootstrap_interval([0, 0], [3, 4]) == (0, 0)
 
 
-def test_a_system_and_itself():
+def test_a_system_does_not_differ_from_itself():
     found = compare_systems([1, 0, 2], [1, 0, 2], [5, 5, 5])
     assert found["wer_a"] == found["wer_b"] == 20
     assert (found["delta"], found["delta_interval"]) == (0, [0, 0])
     assert (found["probability_of_improvement"], found["p_value"]) == (0.5, 1)
 
 
-def test_a_small_but_steady_difference_is_seen_through_hard_utterances():
+def test_a_small_consistent_difference_is_significant():
     generator = np.random.default_rng(0)
     words = np.full(200, 10)
     errors_a = generator.integers(1, 9, size=200)
@@ -55,7 +55,7 @@ def test_a_small_but_steady_difference_is_seen_through_hard_utterances():
     assert bootstrap_interval(errors_a, words)[0] < found["wer_b"]
 
 
-def test_the_p_value_is_that_of_all_permutations():
+def test_the_p_value_approximates_the_exact_permutation_test():
     # Two of the 2 ** 5 permutations give a difference of five.
     found = compare_systems([1] * 5, [0] * 5, [1] * 5, num_resamples=20_000)
     assert found["p_value"] == pytest.approx(2 / 32, abs=0.006)

@@ -75,7 +75,7 @@ def silent_file(tmp_path):
     return str(tmp_path / "silence.wav")
 
 
-def test_what_is_shown_is_what_the_pipeline_says(transcriber, file):
+def test_the_app_shows_the_output_of_the_pipeline(transcriber, file):
     expected = transcriber(file, return_timestamps="word")
     text, _, plot, times, shares = demo_app.transcribe(transcriber, file, LET_THE_MODEL_NAME_IT, "")
     assert text == expected["text"] != ""
@@ -97,7 +97,7 @@ def test_projectors_without_cif_or_experts(parts, file, tmp_path):
     assert shares is None
 
 
-def test_words_that_would_cover_each_other_are_not_written(transcriber, file, monkeypatch):
+def test_overlapping_words_are_not_drawn(transcriber, file, monkeypatch):
     monkeypatch.setattr(demo_app, "MAX_WORDS", 1)
     _, _, plot, times, _ = demo_app.transcribe(transcriber, file, LET_THE_MODEL_NAME_IT, "")
     assert len(times) > 1
@@ -105,7 +105,7 @@ def test_words_that_would_cover_each_other_are_not_written(transcriber, file, mo
     assert not plot.axes[0].texts
 
 
-def test_what_is_wrong_is_a_message(transcriber, file, corrupt_file, silent_file):
+def test_errors_are_shown_as_messages(transcriber, file, corrupt_file, silent_file):
     requests = [
         ((None, LET_THE_MODEL_NAME_IT, ""), "Record or upload speech first"),
         ((silent_file, LET_THE_MODEL_NAME_IT, ""), "No speech was found"),

@@ -225,7 +225,7 @@ def test_rows_and_audio_agree(dataset):
             assert row["text"] == " ".join(word["word"] for word in row["words"])
 
 
-def test_boundaries_are_monotone_and_inside(dataset):
+def test_boundaries_are_monotone_and_inside_the_recording(dataset):
     for row in read_rows(dataset, "train"):
         edges = [edge for word in row["words"] for edge in (word["start"], word["end"])]
         assert edges == sorted(edges)
@@ -254,7 +254,7 @@ def test_splits_are_disjoint_and_training_covers_the_lexicon(dataset):
         assert spoken == set(grammars.GRAMMARS[language].lexicon)
 
 
-def test_same_seed_same_bytes(dataset, clips_dir, tmp_path):
+def test_the_same_seed_gives_the_same_bytes(dataset, clips_dir, tmp_path):
     # A single language must have the same data as together with others.
     compose.compose_dataset(tmp_path, clips_dir, COUNTS, seed=0, languages=["ru"])
     for split in COUNTS:
@@ -264,7 +264,7 @@ def test_same_seed_same_bytes(dataset, clips_dir, tmp_path):
             assert (tmp_path / row["audio"]).read_bytes() == (dataset / row["audio"]).read_bytes()
 
 
-def test_other_seed_other_texts(dataset, clips_dir, tmp_path):
+def test_another_seed_gives_other_texts(dataset, clips_dir, tmp_path):
     compose.compose_dataset(tmp_path, clips_dir, COUNTS, seed=1, languages=["ru"])
     others = {row["text"] for row in read_rows(tmp_path, "test")}
     assert others != {row["text"] for row in read_rows(dataset, "test") if row["language"] == "ru"}
@@ -294,7 +294,7 @@ def test_load_clip_trims_silence(tmp_path):
     assert 0.5 <= len(clip) / speech.SAMPLE_RATE <= 0.58
 
 
-def test_silence_is_left_whole():
+def test_silence_is_not_trimmed():
     silence = np.zeros(1_000, dtype=np.float32)
     assert len(speech.trim_silence(silence)) == 1_000
 
@@ -307,7 +307,7 @@ def test_wrong_checksum_is_refused(tmp_path):
     assert not (tmp_path / "en").exists()
 
 
-def test_failed_download_names_the_mend(tmp_path, monkeypatch):
+def test_failed_download_names_the_remedy(tmp_path, monkeypatch):
     def fail(command, **_):
         raise speech.subprocess.CalledProcessError(100, command, stderr="E: Unable to locate package")
 
@@ -323,3 +323,41 @@ def test_missing_apt_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(speech.subprocess, "run", fail)
     with pytest.raises(RuntimeError, match="apt-get is not installed"):
         speech.fetch_speech(tmp_path, ["en"])
+
+
+def test_translations_say_the_same_in_another_language(dataset, clips_dir, tmp_path):
+    compose.compose_dataset(
+        tmp_path, clips_dir, COUNTS, seed=0, languages=LANGUAGES, silences={"test": 1}, translations=True
+    )
+    rows = read_rows(tmp_path, "test")
+    assert [row["text"] for row in rows if row["text"]] == [row["text"] for row in read_rows(dataset, "test")]
+    assert "translation" not in rows[-1]
+    for row in rows[:-1]:
+        assert {row["language"], row["target_language"]} == set(LANGUAGES)
+    first = rows[0]
+    assert (tmp_path / first["audio"]).read_bytes() == (dataset / first["audio"]).read_bytes()
+    with pytest.raises(ValueError, match="translations need two languages"):
+        compose.compose_dataset(tmp_path, clips_dir, COUNTS, languages=("es",), translations=True)
+
+
+@pytest.mark.parametrize("kind", list(utterances.KINDS))
+def test_a_translation_has_the_values_of_the_original(kind):
+    """All five languages, each with a grammar that writes values as digits in place of words."""
+
+    def show(grammar):
+        return grammars.Grammar(
+            lexicon={},
+            number=str,
+            date=lambda *values: " ".join(map(str, values)),
+            time=lambda *values: " ".join(map(str, values)),
+            days=tuple(map(str, range(len(grammar.days)))),
+        )
+
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        utterance = utterances.Utterance(kind, (), rng.bit_generator.state)
+        written = {utterance.translate(show(grammar)) for grammar in grammars.GRAMMARS.values()}
+        assert len(written) == 1
+    spoken = {name: utterance.translate(grammar) for name, grammar in grammars.GRAMMARS.items()}
+    assert len(set(spoken.values())) == len(spoken)
+    assert all(spoken.values())

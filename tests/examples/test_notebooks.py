@@ -47,7 +47,7 @@ def one_thread(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["quick_start", "fine_tuning"])
-def test_notebooks_are_kept_without_outputs(name):
+def test_notebooks_are_stored_without_outputs(name):
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
     nbformat.validate(notebook)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]

@@ -44,7 +44,7 @@ def queen_files():
     }
 
 
-def test_a_voice_files_name_leads_to_its_line(tmp_path):
+def test_the_name_of_a_voice_file_identifies_its_line(tmp_path):
     write_queen(tmp_path, queen_files())
     clips = {clip.id.removeprefix("queen-"): clip for clip in queen.read_clips(tmp_path)}
     assert {name: (clip.text, clip.group, clip.speaker) for name, clip in clips.items()} == {
@@ -68,7 +68,7 @@ def test_another_archive_is_refused(tmp_path):
         list(queen.read_clips(tmp_path))
 
 
-def test_a_line_of_fillets_has_its_levels_sound_and_its_role(tmp_path):
+def test_a_line_of_fillets_has_the_sound_of_its_level_and_its_role(tmp_path):
     levels = {"city": {"vit-1": ("statue", r"Vítejte v \"městě\"."), "vit-2": ("both", "Ano, ano.")}, "cave": {}}
     write_fillets(tmp_path / "script", tmp_path / "sound", "cs", levels)
     # A line of the same name on another level, and a sound without a line.
@@ -82,14 +82,14 @@ def test_a_line_of_fillets_has_its_levels_sound_and_its_role(tmp_path):
     ]
 
 
-def test_festvox_marks_no_stress_and_skips_missing_sounds(tmp_path):
+def test_festvox_texts_have_no_stress_marks_and_missing_sounds_are_skipped(tmp_path):
     write_festvox(tmp_path, {"ru_0001": "+Окна, вол+ос.", "ru_0002": "Нет."})
     (tmp_path / "wav" / "ru_0002.wav").unlink()
     (clip,) = festvox.read_clips(tmp_path)
     assert (clip.id, clip.text, clip.language) == ("festvox-ru_0001", "Окна, волос.", "ru")
 
 
-def test_stamps_that_sound_the_same_come_once(tmp_path):
+def test_stamps_with_the_same_sound_are_used_once(tmp_path):
     write_stamp(tmp_path / "animals", "cat", {"es": "Un gato negro.", "fr": "Un chat noir."})
     write_stamp(tmp_path / "animals", "dog", {"fr": "Un chien."})
     write_stamp(tmp_path / "alphabets", "k", {"fr": "La lettre k."})
@@ -129,7 +129,7 @@ def test_texts_are_normalised_by_language(language, text, normalized):
         ("cs", "привет", "script"),
     ],
 )
-def test_texts_that_can_be_said_in_two_ways_are_rejected(language, text, reason):
+def test_texts_with_an_ambiguous_pronunciation_are_rejected(language, text, reason):
     assert reason in reason_to_reject(text, language)
 
 
@@ -137,7 +137,7 @@ def row(name, group, speaker=None, text=None, duration=60.0):
     return {"id": name, "text": text or name, "duration": duration, "speaker": speaker, "group": group}
 
 
-def test_no_group_text_or_held_out_speaker_is_on_two_sides():
+def test_no_group_text_or_held_out_speaker_is_in_two_splits():
     rows = [row(f"{group}-{index}", f"g{group}", "hero") for group in range(20) for index in range(3)]
     rows += [row(f"minor-{index}", f"g{index}", "minor") for index in range(4)]
     # A text that every group has.
@@ -167,7 +167,7 @@ def test_no_group_text_or_held_out_speaker_is_on_two_sides():
     }
 
 
-def test_what_fails_is_heard_again_with_more_silence_and_the_nearest_transcript_counts(tmp_path):
+def test_failed_pairs_are_transcribed_again_and_the_nearest_transcript_counts(tmp_path):
     rows = [
         {"id": "right", "text": "one two three", "language": "en"},
         {"id": "looped", "text": "four five", "language": "en"},
@@ -196,11 +196,11 @@ def test_what_fails_is_heard_again_with_more_silence_and_the_nearest_transcript_
 @pytest.mark.parametrize(
     ("letters", "said"), [("abcabcabc", "abc"), ("abcabcab", "abc"), ("mamama", "ma"), ("abcab", "abcab"), ("", "")]
 )
-def test_a_loop_is_said_once(letters, said):
+def test_repetitions_at_the_end_are_removed(letters, said):
     assert pairs.once(letters) == said
 
 
-def test_an_interrupted_check_goes_on_where_it_was(tmp_path, monkeypatch):
+def test_an_interrupted_check_continues_where_it_stopped(tmp_path, monkeypatch):
     class Recogniser:
         """Says which recordings it was given; it stands for a model that nobody can download here."""
 
@@ -323,7 +323,7 @@ def test_a_package_with_another_checksum_is_refused(tmp_path, pinned):
         packages.fetch_packages(pinned, ["festvox-ru"])
 
 
-def test_what_holds_no_sound_is_counted_by_reason(tmp_path):
+def test_files_without_sound_are_counted_by_reason(tmp_path):
     lines = {f"id-{i}": ("small", text) for i, text in enumerate(["Ano, takhle.", "Taky.", "Ne."])}
     write_fillets(tmp_path / "script", tmp_path / "sound", "cs", {"city": lines})
     sounds = tmp_path / "sound" / "city" / "cs"
@@ -339,7 +339,7 @@ def test_what_holds_no_sound_is_counted_by_reason(tmp_path):
     }
 
 
-def test_phrases_that_are_trained_on_leave_the_test(tmp_path):
+def test_phrases_of_the_training_set_are_removed_from_the_test(tmp_path):
     write_festvox(tmp_path / "festvox", {"ru_0": "Вот белая кошка."})
     write_stamp(tmp_path / "stamps", "cat", {"ru": "вот белая кошка"})
     write_stamp(tmp_path / "stamps", "dog", {"ru": "вот чёрная собака"})
@@ -374,7 +374,7 @@ def sentences_to_say(tmp_path, monkeypatch):
     return tmp_path / "script", tmp_path / "help"
 
 
-def test_synthetic_voices_say_no_sentence_of_two_splits_and_none_of_people(tmp_path, sentences_to_say):
+def test_synthetic_sentences_are_in_one_split_and_not_among_recordings_of_people(tmp_path, sentences_to_say):
     pytest.importorskip("py_nanotts")
     people = {"phrases-es": [{"language": "es", "text": "ecco uno due tre es"}]}
     files = synthetic.speak_corpus(*sentences_to_say, people, tmp_path / "open", takes=2)

@@ -31,7 +31,7 @@ def titles(figure):
     return [axis.get_title() for axis in figure.axes]
 
 
-def test_each_quantity_that_was_logged_has_a_panel(tmp_path):
+def test_each_logged_quantity_has_a_panel(tmp_path):
     figure = plot_training.plot_curves({"run": HISTORY}, tmp_path / "new" / "curves.png")
     assert titles(figure) == ["loss", "lm_loss", "learning rate", "WER (%)", "CIF length error (%)", "expert entropy"]
     assert (tmp_path / "new" / "curves.png").read_bytes().startswith(b"\x89PNG")
@@ -47,7 +47,7 @@ def test_runs_share_panels(tmp_path):
     assert labels == ["a", "a, eval", "b"]
 
 
-def test_the_state_that_went_farthest_is_read(tmp_path):
+def test_the_complete_state_with_the_most_steps_is_read(tmp_path):
     write_state(tmp_path / "checkpoint-9", HISTORY[:1], step=9)
     write_state(tmp_path / "checkpoint-10", HISTORY, step=10)
     half = write_state(tmp_path / "checkpoint-11", HISTORY, step=11)[:-20]

@@ -45,7 +45,7 @@ def read(folder):
     return sorted(rows.to_list(), key=lambda row: (row["shard"], row["row"]))
 
 
-def test_rows_are_what_the_pipeline_says(run, checkpoint, tmp_path):
+def test_rows_have_the_output_of_the_pipeline(run, checkpoint, tmp_path):
     file = write_speech_dataset(tmp_path / "speech", size=6)
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     (tmp_path / "speech" / "1.wav").write_bytes(b"RIFF, and then nothing that is sound")
@@ -103,7 +103,7 @@ def test_one_language_for_all_rows_and_their_times(run, checkpoint, tmp_path, ca
     assert "set only one of them" in capsys.readouterr().err
 
 
-def test_streams_go_on_within_a_file_and_settings_may_not_change(run, tmp_path, capsys):
+def test_streams_resume_within_a_file_and_settings_must_not_change(run, tmp_path, capsys):
     speech = [json.loads(line) for line in write_speech_dataset(tmp_path / "speech", size=7).read_text().splitlines()]
     rows = [{**line, "audio": str(tmp_path / "speech" / line["audio"]), "id": i} for i, line in enumerate(speech)]
     for name, part in (("a", rows[:5]), ("b", rows[5:])):
@@ -126,7 +126,7 @@ def test_streams_go_on_within_a_file_and_settings_may_not_change(run, tmp_path, 
 
 
 @pytest.mark.slow
-def test_a_killed_process_loses_and_repeats_nothing(run, checkpoint, tmp_path):
+def test_a_killed_process_skips_and_repeats_no_row(run, checkpoint, tmp_path):
     file = write_speech_dataset(tmp_path / "speech", size=64)
     options = ["--dataset", str(file), "--shard-size", "2", "--batch-size", "1"]
     output = tmp_path / "killed"

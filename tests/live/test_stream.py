@@ -102,7 +102,7 @@ def test_every_encoder_and_projector(parts, speech, audio, projector_type):
         assert [word.start for word in finished] == sorted(word.start for word in finished)
 
 
-def test_events_do_not_depend_on_the_blocks(tiny, speech):
+def test_events_do_not_depend_on_the_block_sizes(tiny, speech):
     expected = listen(LlmAsrStream(*tiny, latency_s=0.5), speech, [len(speech)])
     assert len(expected) > 8
     generator = np.random.default_rng(0)
@@ -130,7 +130,7 @@ def test_words_are_committed_before_a_pause(tiny, speech):
     assert early[0].heard < 2.8
 
 
-def test_silence_costs_no_pass_and_has_no_text(tiny, monkeypatch):
+def test_silence_needs_no_pass_and_has_no_text(tiny, monkeypatch):
     model, processor = tiny
     stream = LlmAsrStream(model, processor, latency_s=0.5)
     assert stream.push(np.concatenate([silence(1), noise(0.8), silence(1)]))[-1].segment is not None
@@ -148,7 +148,7 @@ def test_noise_has_no_text_with_silero(tiny, monkeypatch):
     assert calls == []
 
 
-def test_a_pause_inside_a_segment_costs_no_pass(tiny, monkeypatch):
+def test_a_pause_inside_a_segment_needs_no_pass(tiny, monkeypatch):
     model, processor = tiny
     stream = LlmAsrStream(model, processor, latency_s=0.25, min_silence_s=2.5)
     stream.push(np.concatenate([silence(0.5), noise(1)]))
@@ -158,7 +158,7 @@ def test_a_pause_inside_a_segment_costs_no_pass(tiny, monkeypatch):
     assert calls == []
 
 
-def test_cost_and_memory_are_flat(tiny, monkeypatch):
+def test_cost_and_memory_do_not_grow(tiny, monkeypatch):
     """The cost is counted in seconds of audio that the encoder gets."""
     model, processor = tiny
     stream = LlmAsrStream(model, processor, latency_s=1.0)
@@ -188,10 +188,10 @@ def test_the_previous_transcript_is_verified_in_one_pass(tiny, monkeypatch):
     assert all(len(call["draft_ids"]) for call in others)
 
 
-def test_several_streams_are_one_batch(tiny, speech, monkeypatch):
+def test_several_streams_form_one_batch(tiny, speech, monkeypatch):
     model, processor = tiny
     waveforms = [speech, speech[::-1].copy(), np.concatenate([silence(0.3), speech])[: len(speech)]]
-    options = [{"language": "es"}, {"prompt": "cuatro"}, {}]
+    options = [{"language": "es"}, {"prompt": "cuatro"}, {"keywords": ["Ana"]}]
     alone = [
         listen(LlmAsrStream(model, processor, **kwargs), waveform, [3200])
         for kwargs, waveform in zip(options, waveforms, strict=True)
@@ -270,6 +270,7 @@ def test_bad_blocks_are_refused_and_the_stream_goes_on(tiny, speech):
     [
         ({"language": "klingon"}, "'klingon' is not among the"),
         ({"prompt": "<|audio|>"}, "must not contain the audio token"),
+        ({"keywords": ["<|audio|>"]}, "`keywords` must not contain the audio token"),
         ({"latency_s": 0.1}, "`latency_s` must be finite and at least 0.2, got 0.1"),
         ({"latency_s": float("nan")}, "`latency_s` must be finite"),
         ({"agreement": 0}, "`agreement` must be a whole number from 1 up"),
@@ -296,7 +297,7 @@ def test_a_model_that_samples_is_refused(parts):
         LlmAsrStream(model, processor)
 
 
-def test_nothing_to_hear(tiny):
+def test_a_stream_without_speech_has_no_events(tiny):
     assert LlmAsrStream(*tiny).finish() == []
     stream = LlmAsrStream(*tiny)
     stream.push(noise(0.05))

@@ -146,7 +146,7 @@ def test_equals_the_sequential_reference_with_target_lengths(case, threshold, la
 
 @pytest.mark.parametrize("targets", [None, torch.tensor([4, 3])])
 @pytest.mark.parametrize("garbage", [1e30, float("nan"), float("inf")])
-def test_masked_frames_between_real_ones_weigh_nothing(garbage, targets):
+def test_masked_frames_between_valid_frames_have_no_weight(garbage, targets):
     """An embedding may begin before such a frame and end after it."""
     mask = torch.tensor([[1, 1, 0, 1, 0, 0, 1, 1], [0, 1, 0, 1, 1, 1, 1, 0]]).bool()
     hidden_states = torch.randn(2, 8, HIDDEN_SIZE, dtype=torch.float64)
@@ -154,7 +154,7 @@ def test_masked_frames_between_real_ones_weigh_nothing(garbage, targets):
     assert_matches_sequential(*soil(hidden_states, alphas, mask, garbage), mask, 1.0, targets, 0.5)
 
 
-def test_hand_computed():
+def test_equals_an_example_computed_by_hand():
     """0.6 + 0.4 of 0.8 | 0.4 + 0.6 of 2.0 | 1.0 of 2.0 | 0.4 of 2.0 + 0.3, a tail above one half."""
     hidden_states = torch.tensor([[[1.0], [10.0], [100.0], [1000.0], [10000.0]]], dtype=torch.float64)
     alphas = torch.tensor([[0.6, 0.8, 2.0, 0.0, 0.3]], dtype=torch.float64)
@@ -188,7 +188,7 @@ def test_gradcheck(threshold, target_lengths):
 
 
 @pytest.mark.parametrize("target_lengths", [None, torch.tensor([2, 3])])
-def test_padding_gets_no_gradient_and_spoils_none(target_lengths):
+def test_padding_has_no_gradient_and_affects_no_other_gradient(target_lengths):
     mask = torch.arange(6) < torch.tensor([[6], [4]])
     clean = [torch.randn(2, 6, HIDDEN_SIZE), torch.rand(2, 6) + 0.2]
     gradients = []
@@ -205,7 +205,7 @@ def test_padding_gets_no_gradient_and_spoils_none(target_lengths):
 
 @pytest.mark.parametrize("threshold", [1.0, 0.6])
 @pytest.mark.parametrize("num_tokens", [1, 2, 3, 7, 30, 101, 400, 1499, 1500, 4000])
-def test_fires_exactly_as_many_as_told_each_of_unit_mass(num_tokens, threshold):
+def test_fires_exactly_the_target_number_each_of_unit_mass(num_tokens, threshold):
     """Integrating ones gives the mass. The scaled sum of these float32 weights would miss N in about half of the rows."""
     alphas = torch.rand(8, 1500)
     targets = torch.full((8,), num_tokens)
@@ -223,7 +223,7 @@ def test_extreme_weights_still_fire_the_target():
 
 @MANY
 @given(case=cases, with_targets=st.booleans())
-def test_rows_do_not_depend_on_their_neighbours(case, with_targets):
+def test_rows_do_not_depend_on_other_rows(case, with_targets):
     generator, hidden_states, alphas, is_zero, mask = draw_frames(case)
     alphas = alphas.masked_fill(is_zero, 0.0)
     targets = torch.randint(0, 9, (len(alphas),), generator=generator) if with_targets else None
@@ -242,7 +242,7 @@ def test_rows_do_not_depend_on_their_neighbours(case, with_targets):
 
 @MANY
 @given(case=cases, with_targets=st.booleans(), dtype=st.sampled_from([torch.float32, torch.float64]))
-def test_fire_times_rise_within_the_real_part_of_the_row(case, with_targets, dtype):
+def test_fire_times_increase_within_the_valid_part_of_the_row(case, with_targets, dtype):
     generator, hidden_states, alphas, is_zero, mask = draw_frames(case)
     alphas = (3 * alphas).masked_fill(is_zero, 0.0).to(dtype)
     targets = torch.randint(0, 50, (len(alphas),), generator=generator) if with_targets else None
@@ -333,7 +333,7 @@ def test_untrained_module_fires_at_about_its_initial_rate(threshold):
     torch.testing.assert_close(output.quantities, torch.tensor([10.0 / threshold]), rtol=0.02, atol=0)
 
 
-def test_module_sees_no_padding():
+def test_module_ignores_padding():
     module = ContinuousIntegrateAndFire(4, 5, threshold=1.0, tail_threshold=0.5, initial_alpha=0.4)
     hidden_states = torch.randn(1, 9, 4)
     alone = module(hidden_states, torch.ones(1, 9, dtype=torch.bool))
@@ -352,7 +352,7 @@ def random_cuts(num_frames, generator):
 
 
 @pytest.mark.parametrize("threshold", [1.0, 0.7])
-def test_chunks_fire_exactly_what_the_whole_fires(threshold):
+def test_chunks_fire_the_same_as_the_whole_recording(threshold):
     """The results are equal to the bit, because chunks add frames in the same order as the whole."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(200):
@@ -401,7 +401,7 @@ def test_chunks_may_be_padded_and_rows_may_pause():
 
 @pytest.mark.parametrize("seconds", [30, 600])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_no_drift_over_long_recordings(seconds, dtype):
+def test_there_is_no_drift_over_long_recordings(seconds, dtype):
     """A constant weight of 0.1 at 50 frames per second fires every ten frames until the end."""
     num_frames = 50 * seconds
     hidden_states = torch.ones(1, num_frames, 2, dtype=dtype)

@@ -102,7 +102,7 @@ BACKBONE_FAULTS = {
 
 
 @pytest.mark.parametrize("fault", [*FAULTS, *BACKBONE_FAULTS])
-def test_a_whole_checkpoint_that_is_not_whole_is_refused(forms, tmp_path, fault):
+def test_an_incomplete_full_checkpoint_is_refused(forms, tmp_path, fault):
     alter, message = {**FAULTS, **BACKBONE_FAULTS}[fault]
     folder = change(tmp_path / "damaged", forms / "full", alter)
     for load in (
@@ -116,7 +116,7 @@ def test_a_whole_checkpoint_that_is_not_whole_is_refused(forms, tmp_path, fault)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_slim_checkpoint_that_is_not_whole_is_refused(forms, tmp_path, fault):
+def test_an_incomplete_slim_checkpoint_is_refused(forms, tmp_path, fault):
     alter, message = FAULTS[fault]
     folder = change(tmp_path / "damaged", forms / "slim", alter)
     with pytest.raises(ValueError, match=message if "NaN" in message else "'model.projector|'draft_head|'model.other"):
@@ -133,7 +133,7 @@ ADAPTER_FAULTS = {
 
 
 @pytest.mark.parametrize("fault", ADAPTER_FAULTS)
-def test_an_adapter_that_is_not_whole_is_refused(forms, tmp_path, fault):
+def test_an_incomplete_adapter_is_refused(forms, tmp_path, fault):
     """All loaders refuse such an adapter. PEFT alone would silently ignore missing weights."""
     alter, message = ADAPTER_FAULTS[fault]
     folder = change(tmp_path / "damaged", forms / "adapter", alter)
@@ -156,7 +156,7 @@ def test_an_adapter_that_has_changed_is_not_exported(forms, tmp_path):
 
 
 @pytest.mark.parametrize("fault", ADAPTER_FAULTS)
-def test_factors_of_a_slim_checkpoint_are_whole(forms, tmp_path, fault):
+def test_incomplete_factors_of_a_slim_checkpoint_are_refused(forms, tmp_path, fault):
     alter, message = ADAPTER_FAULTS[fault]
     folder = copy(forms / "factors", tmp_path / "damaged")
     (folder / "SHA256SUMS").unlink()
@@ -174,7 +174,7 @@ PART_FAULTS = {
 
 
 @pytest.mark.parametrize(("part", "fault"), PART_FAULTS)
-def test_a_model_is_not_composed_of_parts_that_are_not_whole(parts, tmp_path, part, fault):
+def test_a_model_is_not_composed_of_incomplete_parts(parts, tmp_path, part, fault):
     alter, message = PART_FAULTS[part, fault]
     folder = change(tmp_path / part, Path(parts[part]), alter)
     with pytest.raises(ValueError, match=message):
@@ -189,7 +189,7 @@ def test_a_dtype_that_cannot_hold_the_weights_is_refused(forms, tmp_path):
         LlmAsrForConditionalGeneration.from_pretrained(folder, dtype=torch.float16)
 
 
-def test_other_shapes_can_be_asked_for(forms, tmp_path):
+def test_other_shapes_are_accepted_on_request(forms, tmp_path):
     folder = change(tmp_path / "wide", forms / "full", double("projector"))
     LlmAsrForConditionalGeneration.from_pretrained(folder, ignore_mismatched_sizes=True)
 
@@ -201,7 +201,7 @@ def test_the_model_without_a_head_needs_no_head(forms, tmp_path):
         LlmAsrForConditionalGeneration.from_pretrained(folder)
 
 
-def test_loading_info_is_still_given(forms):
+def test_loading_info_is_returned(forms):
     model, info = LlmAsrForConditionalGeneration.from_pretrained(forms / "full", output_loading_info=True)
     assert isinstance(model, LlmAsrForConditionalGeneration)
     assert not info["missing_keys"]
@@ -221,7 +221,7 @@ def edit(folder, name, **fields):
 
 
 @pytest.mark.parametrize("form", ["full", "slim"])
-def test_a_damaged_generation_configuration_is_not_passed_over(forms, tmp_path, form):
+def test_a_damaged_generation_configuration_is_refused(forms, tmp_path, form):
     """Without the file, Transformers would use other defaults, and transcripts would change."""
     folder = copy(forms / form, tmp_path / "cut")
     path = folder / "generation_config.json"
@@ -262,14 +262,14 @@ def test_a_damaged_generation_configuration_is_not_passed_over(forms, tmp_path, 
         ("transcription_prompt_ids", "Transcribe the speech."),
     ],
 )
-def test_values_of_a_generation_configuration_that_cannot_be(forms, tmp_path, form, field, value):
+def test_impossible_values_of_a_generation_configuration_are_refused(forms, tmp_path, form, field, value):
     folder = copy(forms / form, tmp_path / "wrong")
     edit(folder, "generation_config.json", **{field: value})
     with pytest.raises(ValueError, match=f"generation_config.json of .* is not valid: `{field}` must be"):
         LlmAsrForConditionalGeneration.from_pretrained(folder)
 
 
-def test_a_served_model_has_a_plausible_limit_too(forms, tmp_path):
+def test_a_served_model_with_an_impossible_limit_is_refused(forms, tmp_path):
     model = LlmAsrForConditionalGeneration.from_pretrained(forms / "full")
     model.generation_config.max_new_tokens_per_second = 0
     with pytest.raises(ValueError, match="`max_new_tokens_per_second` must be from 0.1 to 1000"):
@@ -381,7 +381,7 @@ def test_no_command_shows_a_traceback_for_bad_input(forms, tmp_path, capsys, com
     assert len(error) < 700
 
 
-def test_what_no_command_expects_is_said_in_a_line(forms, capsys, monkeypatch):
+def test_unexpected_errors_of_commands_are_one_line(forms, capsys, monkeypatch):
     def fail(*args):
         raise ZeroDivisionError("division by zero")
 
@@ -393,7 +393,7 @@ def test_what_no_command_expects_is_said_in_a_line(forms, capsys, monkeypatch):
         main(["inspect", str(forms / "full")])
 
 
-def test_shards_whose_index_agrees_that_tensors_are_missing(forms, tmp_path):
+def test_missing_tensors_are_detected_even_if_the_index_omits_them(forms, tmp_path):
     LlmAsrForConditionalGeneration.from_pretrained(forms / "full").save_pretrained(tmp_path, max_shard_size="100KB")
     path = tmp_path / "model.safetensors.index.json"
     index = json.loads(path.read_text())

@@ -30,7 +30,7 @@ def test_downsampling_is_the_product_of_the_strides():
     assert LlmAsrProjectorConfig(conv_strides=(2, 3, 1)).downsampling == 6
 
 
-def test_projector_types_are_the_four_of_the_design():
+def test_there_are_four_projector_types():
     assert PROJECTOR_TYPES == ("conv", "moe", "cif", "moe_cif")
 
 
@@ -49,7 +49,7 @@ def test_sub_configs_from_dicts():
 
 
 @pytest.mark.parametrize("tie_word_embeddings", [True, False])
-def test_tying_is_the_language_models(tie_word_embeddings):
+def test_tie_word_embeddings_follows_the_language_model(tie_word_embeddings):
     config = LlmAsrConfig(text_config=Qwen2Config(tie_word_embeddings=tie_word_embeddings))
     assert config.tie_word_embeddings is tie_word_embeddings
 
@@ -194,7 +194,7 @@ def test_impossible_values_of_the_composite_name_their_field(options, field):
     ("part", "family", "field"),
     [("audio_config", "whisper", "encoder_layers"), ("text_config", "qwen2", "num_hidden_layers")],
 )
-def test_layers_without_bounds_are_refused_before_one_is_made(part, family, field):
+def test_an_excessive_number_of_layers_is_refused_before_any_is_created(part, family, field):
     with pytest.raises(ValueError, match=f"`{field}` of `{part}` must be at most 2000, got 1000000000"):
         LlmAsrConfig(**{part: {"model_type": family, field: 10**9}})
 

@@ -74,7 +74,7 @@ def test_prompts_may_be_padded_on_either_side(shared_model, recordings, projecto
 
 
 @every_projector
-def test_training_batches_decode_as_their_prompts_do(shared_model, recordings, projector_type):
+def test_training_batches_decode_like_their_prompts(shared_model, recordings, projector_type):
     model, processor = shared_model(projector_type, "whisper", "qwen2")
     expected = generate(model, request(processor, recordings))
     assert torch.equal(generate(model, training_batch(processor, recordings)), expected)
@@ -111,7 +111,7 @@ def test_beam_search(shared_model, recordings, projector_type):
 
 
 @every_combination
-def test_recordings_alone_take_the_stored_prompt(shared_model, recordings, combination):
+def test_recordings_without_a_prompt_use_the_stored_prompt(shared_model, recordings, combination):
     model, processor = shared_model(*combination)
     prompted = request(processor, recordings, prompt=None)
     expected = generate(model, prompted)
@@ -121,7 +121,7 @@ def test_recordings_alone_take_the_stored_prompt(shared_model, recordings, combi
     assert torch.equal(generate(model, {"input_features": features, "attention_mask": mask}), expected)
 
 
-def test_a_generation_config_of_ones_own_leaves_the_stored_prompt(shared_model, recordings):
+def test_a_custom_generation_config_keeps_the_stored_prompt(shared_model, recordings):
     """`generate` takes options that a passed configuration does not set from the model's configuration."""
     model, processor = shared_model("conv", "whisper", "qwen2")
     prompted = request(processor, recordings, prompt=None)
@@ -130,7 +130,7 @@ def test_a_generation_config_of_ones_own_leaves_the_stored_prompt(shared_model, 
     assert torch.equal(tokens, generate(model, prompted))
 
 
-def test_recordings_alone_without_a_stored_prompt_are_refused(parts, recordings):
+def test_recordings_without_any_prompt_are_refused(parts, recordings):
     model, processor = compose(parts, "conv")
     del model.generation_config.transcription_prompt_ids
     features = request(processor, recordings)["input_features"]
@@ -139,7 +139,7 @@ def test_recordings_alone_without_a_stored_prompt_are_refused(parts, recordings)
 
 
 @cif_projectors
-def test_cif_fires_as_many_as_an_expanded_prompt_says(shared_model, recordings, projector_type):
+def test_cif_fires_as_many_embeddings_as_an_expanded_prompt_has_audio_tokens(shared_model, recordings, projector_type):
     model, processor = shared_model(projector_type, "whisper", "qwen2")
     lengths = [2, 11, 5]
     batch = expand(request(processor, recordings), model.config.audio_token_id, lengths)
@@ -181,7 +181,7 @@ def test_expanded_training_batches_have_the_loss_of_single_audio_tokens(shared_m
 
 @fixed_rate_projectors
 @pytest.mark.parametrize("prepare", [request, training_batch])
-def test_expanded_prompts_padded_on_the_right_decode_alike(shared_model, recordings, projector_type, prepare):
+def test_expanded_prompts_padded_on_the_right_decode_equally(shared_model, recordings, projector_type, prepare):
     """The model must not read padding or targets between the prompt and the first new token."""
     model, processor = shared_model(projector_type, "whisper", "qwen2")
     batch = request(processor, recordings)

@@ -70,7 +70,7 @@ def test_router_z_loss_formula():
     assert router_z_loss(torch.full((2, 4), 1e4)).isfinite()
 
 
-def test_no_frames_lose_nothing():
+def test_losses_without_frames_are_zero():
     router_logits = torch.zeros(0, 4, requires_grad=True)
     balance = ExpertBalance(4, bias_update_rate=0.1)
     losses = balance(router_logits, choose(router_logits, 2), torch.tensor(3))
@@ -89,7 +89,7 @@ def split_step(num_micro_batches=3, seed=0):
     return micro_batches, sum(int(num_labels) for *_, num_labels in micro_batches)
 
 
-def test_statistics_are_of_the_step_so_far():
+def test_statistics_accumulate_over_the_current_step():
     micro_batches, num_items = split_step()
     balance = ExpertBalance(4, bias_update_rate=0.0)
     for _ in range(2):  # the second step must not depend on the first
@@ -102,7 +102,7 @@ def test_statistics_are_of_the_step_so_far():
             torch.testing.assert_close(z_loss, share * router_z_loss(router_logits))
 
 
-def test_a_step_that_was_broken_off_is_forgotten():
+def test_an_interrupted_step_is_discarded():
     (first, second, _), num_items = split_step()
     balance = ExpertBalance(4, bias_update_rate=0.0)
     balance(*first, num_items)
@@ -111,7 +111,7 @@ def test_a_step_that_was_broken_off_is_forgotten():
     assert torch.equal(aux_loss, fresh)
 
 
-def test_evaluation_keeps_nothing():
+def test_evaluation_keeps_no_statistics():
     (first, second, third), num_items = split_step()
     balance = ExpertBalance(4, bias_update_rate=0.1)
     balance(*first, num_items)
@@ -126,7 +126,7 @@ def test_evaluation_keeps_nothing():
     assert balance.e_score_correction_bias.all()
 
 
-def test_the_bias_moves_once_a_step_against_the_load():
+def test_the_bias_changes_once_per_step_against_the_load():
     micro_batches, num_items = split_step()
     balance = ExpertBalance(4, bias_update_rate=0.25)
     for micro_batch in micro_batches:
@@ -144,7 +144,7 @@ def test_the_bias_moves_once_a_step_against_the_load():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("accumulation_steps", [1, 2])
-def test_two_processes_are_one_with_a_batch_twice_as_large(tmp_path, accumulation_steps):
+def test_two_processes_equal_one_with_a_batch_twice_as_large(tmp_path, accumulation_steps):
     """Losses, gradients, the bias, and weights after three steps of the `Trainer` are equal."""
     script = Path(__file__).with_name("train_balanced.py")
     found = []
@@ -185,7 +185,7 @@ def test_the_bias_is_saved_in_float32_and_statistics_are_not(parts, tmp_path):
         assert not loaded.balance.expert_load.any()
 
 
-def test_the_bias_goes_with_a_lora_adapter(parts, tmp_path):
+def test_the_bias_is_saved_with_a_lora_adapter(parts, tmp_path):
     model, processor = compose(parts, "moe_cif", router_bias_update_rate=0.01)
     adapted = add_lora(model, rank=2, alpha=4, dropout=0.0).train()
     recordings = [0.1 * torch.randn(length).numpy() for length in (8000, 12000)]

@@ -49,7 +49,7 @@ def test_features_may_be_positional(model_and_processor, recordings):
 
 
 @pytest.mark.parametrize("name", ["input_ids", "input_features"])
-def test_an_input_that_comes_twice_is_refused(model_and_processor, recordings, name):
+def test_an_input_that_is_given_twice_is_refused(model_and_processor, recordings, name):
     model, processor = model_and_processor
     inputs = processor.apply_transcription_request(recordings)
     with pytest.raises(ValueError, match="`inputs` repeats"):
@@ -90,7 +90,7 @@ def test_embedded_prompts(model_and_processor, expanded):
     assert torch.equal(alone, expected[:, input_ids.shape[1] :])
 
 
-def test_processors_of_logits_see_new_tokens_alone(model_and_processor, recordings):
+def test_logits_processors_receive_only_new_tokens(model_and_processor, recordings):
     """A prompt that expands to its recording differs from the caller's tokens, so processors must not see it."""
     model, processor = model_and_processor
     lengths = []

@@ -50,7 +50,7 @@ def test_each_recording_is_bounded_by_its_own_length(parts, recordings):
         assert torch.equal(alone[0], tokens[index, : written[index]])
 
 
-def test_a_length_that_the_caller_sets_holds(parts, recordings):
+def test_a_length_set_by_the_caller_takes_precedence(parts, recordings):
     model, processor = make(parts, "conv")
     model.generation_config.max_new_tokens_per_second = 1.0
     model.generation_config.eos_token_id = None
@@ -73,7 +73,7 @@ def test_beams_are_bounded_too(parts, recordings):
 
 
 @pytest.mark.parametrize("expanded", [False, True])
-def test_confidence_is_that_of_the_steps_themselves(parts, recordings, expanded):
+def test_confidence_equals_the_probabilities_of_the_steps(parts, recordings, expanded):
     model, processor = make(parts, "conv")
     inputs = processor.apply_transcription_request(recordings)
     if expanded:
@@ -101,7 +101,7 @@ def test_confidence_is_that_of_the_steps_themselves(parts, recordings, expanded)
         torch.testing.assert_close(silent, row[0, model.generation_config.eos_token_id].exp().sum())
 
 
-def test_repetition_compresses():
+def test_the_compression_ratio_is_high_for_repetition():
     varied = torch.randperm(150_000)[:100].tolist()
     assert compression_ratio(varied, 150_000) < 1.1
     assert compression_ratio([7, 8] * 50, 150_000) > 5
@@ -111,7 +111,7 @@ def test_repetition_compresses():
 # --- Fallback ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_transcript_without_doubt_is_greedy(parts, recordings):
+def test_a_confident_transcript_is_greedy(parts, recordings):
     model, processor = make(parts, "conv")
     inputs = processor.apply_transcription_request(recordings)
     greedy = model.generate(**inputs)
@@ -121,7 +121,7 @@ def test_a_transcript_without_doubt_is_greedy(parts, recordings):
     assert torch.equal(model.generate(**inputs, temperature=(0.0, 1.0), logprob_threshold=-1e9), greedy)
 
 
-def test_only_doubtful_transcripts_are_tried_again(parts, recordings):
+def test_only_uncertain_transcripts_are_decoded_again(parts, recordings):
     model, processor = make(parts, "conv")
     inputs = processor.apply_transcription_request(recordings)
     options = {"return_dict_in_generate": True, "max_new_tokens": 12}
@@ -136,7 +136,7 @@ def test_only_doubtful_transcripts_are_tried_again(parts, recordings):
     assert not torch.equal(outputs.sequences[doubtful], first.sequences[doubtful])
 
 
-def test_repetitive_transcripts_are_tried_at_every_temperature(parts, recordings):
+def test_repetitive_transcripts_are_decoded_at_every_temperature(parts, recordings):
     model, processor = make(parts, "conv")
     inputs = processor.apply_transcription_request(recordings)
     outputs = model.generate(
@@ -146,7 +146,7 @@ def test_repetitive_transcripts_are_tried_at_every_temperature(parts, recordings
     assert (outputs.compression_ratios > 0.01).all()
 
 
-def test_silence_is_empty_and_not_tried_again(parts, recordings):
+def test_silence_is_empty_and_not_decoded_again(parts, recordings):
     model, processor = make(parts, "conv")
     inputs = processor.apply_transcription_request(recordings)
     outputs = model.generate(
@@ -173,7 +173,7 @@ def test_silence_is_empty_and_not_tried_again(parts, recordings):
         ({"use_draft": True}, "draft_head"),
     ],
 )
-def test_contradictions_are_refused(parts, recordings, options, message):
+def test_contradictory_options_are_refused(parts, recordings, options, message):
     model, processor = make(parts, "conv")
     with pytest.raises(ValueError, match=message):
         model.generate(**processor.apply_transcription_request(recordings[0]), **options)
@@ -184,7 +184,7 @@ def test_contradictions_are_refused(parts, recordings, options, message):
 
 @pytest.mark.parametrize("projector_type", ["cif", "moe_cif"])
 @pytest.mark.parametrize("expanded", [False, True])
-def test_drafts_change_nothing(parts, recordings, projector_type, expanded):
+def test_drafts_do_not_change_the_tokens(parts, recordings, projector_type, expanded):
     model, processor = make(parts, projector_type)
     for recording in recordings:
         inputs = processor.apply_transcription_request(recording)
@@ -236,7 +236,7 @@ def test_a_right_draft_takes_one_pass_and_a_wrong_token_one_more(parts, recordin
 
 
 @pytest.mark.parametrize("projector_type", ["conv", "moe_cif"])
-def test_a_draft_from_elsewhere(parts, recordings, forwards, projector_type):
+def test_a_draft_of_the_caller_is_verified(parts, recordings, forwards, projector_type):
     """Such as the transcript of the first part of the recording. It needs no draft head."""
     model, processor = compose(parts, projector_type)
     inputs = processor.apply_transcription_request(recordings[1])
@@ -266,7 +266,7 @@ def test_drafts_with_sampling_and_fallback(parts, recordings):
     assert model.generate(**inputs, use_draft=True, temperature=[0.0, 1.0], logprob_threshold=0.0).shape[1]
 
 
-def test_drafts_are_of_one_recording(parts, recordings):
+def test_drafts_need_a_single_recording(parts, recordings):
     model, processor = make(parts)
     with pytest.raises(ValueError, match="one recording at a time"):
         model.generate(**processor.apply_transcription_request(recordings), use_draft=True)
@@ -274,7 +274,7 @@ def test_drafts_are_of_one_recording(parts, recordings):
         model.generate(**processor.apply_transcription_request(recordings[0]), use_draft=True, num_beams=2)
 
 
-def test_a_recording_is_drafted_alone_as_in_a_batch(parts, recordings):
+def test_drafts_are_equal_alone_and_in_a_batch(parts, recordings):
     model, _ = make(parts)
     head = DraftHead(model.config)
     lengths = torch.tensor([3, 0, 1, 4, 0])
@@ -299,7 +299,7 @@ def test_a_residual_draft_head_adds_to_the_embeddings(parts, recordings, tmp_pat
         make(parts, draft_residual=True, draft_head=False)
 
 
-def test_draft_labels_are_the_transcripts_alone():
+def test_draft_labels_are_only_the_transcripts():
     labels = torch.tensor(
         [[-100, 8, 9, 5, 6, 7, 2], [-100, -100, 5, 2, -100, -100, -100], [-100, 2, -100, -100, -100, -100, -100]]
     )
@@ -330,7 +330,7 @@ def test_the_draft_loss_is_the_cross_entropy_of_the_transcript(parts, recordings
     assert model.lm_head.weight.grad is None
 
 
-def test_the_draft_is_taken_up_where_it_agrees():
+def test_the_draft_is_continued_after_matching_tokens():
     draft = torch.tensor([11, 12, 13, 14, 15, 2])
 
     def left(accepted):

@@ -63,7 +63,7 @@ def random_tokens(processor):
 
 
 @every_family
-def test_logits_on_text_are_those_of_the_original(composed, folders, name):
+def test_logits_on_text_equal_those_of_the_original(composed, folders, name):
     model, processor = composed(name)
     original = AutoModelForCausalLM.from_pretrained(folders(name))
     input_ids = random_tokens(processor)
@@ -217,7 +217,7 @@ def test_remote_code_gives_the_same_logits(composed, recordings, tmp_path, name)
 
 
 @every_family
-def test_audio_reaches_the_layers_as_the_embeddings_of_tokens_do(composed, recordings, name):
+def test_audio_embeddings_are_scaled_like_token_embeddings(composed, recordings, name):
     """A recording whose embeddings are those of words is read as these words are, whatever scales embeddings."""
     model, processor = copy.deepcopy(composed(name))
     request = processor.apply_transcription_request(recordings[:1])
@@ -257,7 +257,7 @@ def test_a_head_under_an_adapter_is_trained(parts, folders, recordings, options)
     assert any(value.grad is not None and value.grad.any() for value in trained)
 
 
-def test_the_head_is_the_one_that_adapters_and_new_tokens_put_in_place(parts, folders, recordings):
+def test_the_current_head_is_used_after_adapters_and_new_tokens(parts, folders, recordings):
     model, processor = compose({**parts, "granite": folders("granite")}, "conv", text="granite")
     request = processor.apply_transcription_request(recordings)
     expected = model(**request).logits
@@ -275,7 +275,7 @@ def test_the_documentation_names_the_families_that_are_tested():
     assert named == set(LANGUAGE_MODELS)
 
 
-def test_experts_that_add_in_another_order_are_not_refused(parts, folders, monkeypatch):
+def test_rounding_differences_of_experts_are_accepted(parts, folders, monkeypatch):
     """As on GPUs, where additions of experts' outputs are atomic."""
     forward = MixtralSparseMoeBlock.forward
 
@@ -290,7 +290,7 @@ def test_experts_that_add_in_another_order_are_not_refused(parts, folders, monke
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_small_scale_of_embeddings_is_refused(parts, tmp_path, dtype):
+def test_a_scale_of_embeddings_close_to_one_is_refused(parts, tmp_path, dtype):
     save_tiny_language_model(
         "falcon_h1", str(tmp_path), **{**LANGUAGE_MODELS["falcon_h1"], "embedding_multiplier": 1.1}
     )
@@ -323,7 +323,7 @@ def test_a_dtype_that_overflows_is_refused(parts, tmp_path):
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_a_model_cannot_be_composed_of_is_refused(parts, tmp_path, name):
+def test_unsuitable_language_models_are_refused(parts, tmp_path, name):
     message = {"mamba2": "keeps no key/value cache", "falcon_h1": "scales the embeddings of `input_ids`"}[name]
     save_tiny_language_model(name, str(tmp_path), **REFUSED[name])
     with pytest.raises(ValueError, match=f"`text` is a .*ForCausalLM.*{message}"):

@@ -194,7 +194,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(parts, recordings, proj
     torch.testing.assert_close(checkpointed, plain, **KERNEL_NOISE)
 
 
-def test_gradient_checkpointing_brings_no_dropout_to_a_frozen_language_model(parts, recordings):
+def test_gradient_checkpointing_enables_no_dropout_in_a_frozen_language_model(parts, recordings):
     model, processor = compose(parts, "moe_cif")
     for layer in model.model.language_model.layers:
         layer.self_attn.attention_dropout = 0.5
@@ -221,7 +221,7 @@ def test_training_lowers_the_loss(parts, recordings, projector_type):
 
 
 @pytest.mark.parametrize("projector_type", ["conv", "moe_cif"])
-def test_training_computes_logits_at_labels_alone(parts, recordings, projector_type):
+def test_training_computes_logits_only_at_labels(parts, recordings, projector_type):
     model, processor = compose(parts, projector_type, freeze_text=False)
     batch = processor.apply_transcription_request(recordings, transcription=["one", "two three", "cuatro"])
     rows = []

@@ -34,7 +34,7 @@ def test_rows_without_padding():
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 @pytest.mark.parametrize("input_side", ["left", "right"])
-def test_padding_of_the_input_is_dropped_and_rows_are_padded_anew(input_side, padding_side):
+def test_padding_of_the_input_is_removed_and_rows_are_padded_again(input_side, padding_side):
     short, mask = [1, AUDIO, 2], [1, 1, 1]
     padded = [[PAD, PAD, *short], [0, 0, *mask]] if input_side == "left" else [[*short, PAD, PAD], [*mask, 0, 0]]
     merged, _ = merge(
@@ -76,7 +76,7 @@ def test_several_recordings_in_a_row():
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
-def test_recordings_of_zero_length_vanish(padding_side):
+def test_recordings_of_zero_length_are_removed(padding_side):
     merged, _ = merge([[1, AUDIO, 2], [3, AUDIO, 4]], [[1, 1, 1], [1, 1, 1]], [0, 1], padding_side)
     row = [0, 1, 2] if padding_side == "left" else [1, 2, 0]
     assert first_channel(merged) == [row, [3, 100, 4]]
@@ -87,13 +87,13 @@ def test_all_recordings_of_zero_length():
     assert first_channel(merged) == [[1, 2], [3, 4]]
 
 
-def test_single_tokens_that_happen_to_be_as_long_as_their_recordings():
+def test_a_single_token_is_replaced_by_one_embedding():
     merged, _ = merge([[1, AUDIO, 2]], [[1, 1, 1]], [1])
     assert first_channel(merged) == [[1, 100, 2]]
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
-def test_expanded_runs_are_filled_in_place(padding_side):
+def test_expanded_runs_are_replaced_in_place(padding_side):
     """The layout does not change with the padding side."""
     merged, _ = merge(
         [[PAD, 1, AUDIO, AUDIO, 2], [AUDIO, 3, AUDIO, AUDIO, AUDIO]],
@@ -108,13 +108,13 @@ def test_expanded_runs_are_filled_in_place(padding_side):
     assert merged.position_ids.tolist() == [[0, 0, 1, 2, 3], [0, 1, 2, 3, 4]]
 
 
-def test_a_run_does_not_go_on_in_the_next_row():
+def test_a_run_does_not_continue_in_the_next_row():
     runs = find_audio_runs(torch.tensor([[1, AUDIO, AUDIO], [AUDIO, AUDIO, 2]]) == AUDIO, 2)
     assert runs.lengths.tolist() == [2, 2]
 
 
 @pytest.mark.parametrize("row", [[AUDIO, 1, 2], [AUDIO, AUDIO, AUDIO, 1, 2]])
-def test_a_hidden_recording_keeps_its_place_and_stays_hidden(row):
+def test_a_masked_recording_keeps_its_place_and_stays_masked(row):
     """As in Transformers' audio models, the attention mask does not change the assignment of recordings to tokens."""
     visible = [int(token != AUDIO) for token in row]
     merged, _ = merge([row, [AUDIO] * len(row[:-2]) + [3, 4]], [visible, [1] * len(row)], [3, 3])
@@ -154,7 +154,7 @@ def test_hidden_states_line_up_with_tokens(padding_side):
     assert merged.mask_labels(labels).tolist() == [[-100, -100, -100, 3, 4], [-100, -100, 6, -100, -100]]
 
 
-def test_hidden_states_of_a_recording_without_embeddings_are_those_before_it():
+def test_a_recording_without_embeddings_has_the_hidden_states_of_the_token_before_it():
     merged, _ = merge([[1, AUDIO, 2]], [[1, 1, 1]], [0])
     assert merged.at_tokens(merged.inputs_embeds)[..., 0].tolist() == [[1, 1, 2]]
 

@@ -81,7 +81,7 @@ def test_equals_a_loop_over_frames_and_experts(num_experts_per_tok, num_shared_e
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_all_experts_are_the_dense_mixture(dtype):
+def test_routing_to_all_experts_equals_the_dense_mixture(dtype):
     moe = make_experts(dtype, num_experts_per_tok=5)
     frames = torch.randn(11, 8, dtype=dtype)
     hidden = ACT2FN["gelu"](torch.einsum("ni,ehi->neh", frames, moe.experts.up_proj))
@@ -123,7 +123,7 @@ def test_float32_equals_float64(in_size):
 
 @pytest.mark.parametrize("num_shared_experts", [0, 1])
 @pytest.mark.parametrize(("dtype", "in_size"), [(torch.float32, 8), (torch.float32, 7), (torch.bfloat16, 8)])
-def test_no_frames(dtype, in_size, num_shared_experts):
+def test_an_input_without_frames_is_accepted(dtype, in_size, num_shared_experts):
     moe = make_experts(dtype, hidden_size=in_size, num_shared_experts=num_shared_experts)
     outputs, router_logits = route(moe, torch.zeros(0, in_size, dtype=dtype, requires_grad=True))
     assert outputs.shape == (0, 16)
@@ -236,7 +236,7 @@ def test_mean_of_recordings():
     torch.testing.assert_close(means[3], frames[8:].bfloat16().float().mean(0))
 
 
-def test_jitter_is_for_training_and_for_the_router_alone():
+def test_jitter_changes_only_the_router_and_only_in_training():
     moe = make_experts(router_jitter_noise=0.3, num_experts_per_tok=5)
     plain = make_experts(num_experts_per_tok=5)
     frames = torch.randn(50, 8, dtype=torch.float64)
@@ -253,7 +253,7 @@ def test_jitter_is_for_training_and_for_the_router_alone():
     torch.testing.assert_close(noisy, plain.experts(frames, routing))
 
 
-def test_the_bias_chooses_and_does_not_weigh():
+def test_the_bias_changes_the_selection_and_not_the_weights():
     moe = make_experts(router_bias_update_rate=0.1)
     plain = make_experts()
     frames = torch.randn(30, 8, dtype=torch.float64)
@@ -285,7 +285,7 @@ def test_compiled_experts_equal_eager_ones(dtype, routing_level):
 
 
 @pytest.mark.parametrize("capability", [(7, 5), (8, 0), (9, 0)])
-def test_old_gpus_take_the_padded_path(monkeypatch, capability):
+def test_old_gpus_use_the_padded_path(monkeypatch, capability):
     """A stand-in for CUDA tensors. The code only asks for their device and their memory layout."""
 
     class OnCuda(torch.Tensor):
@@ -296,7 +296,7 @@ def test_old_gpus_take_the_padded_path(monkeypatch, capability):
     assert can_use_grouped_mm(hidden_states, weight) == (capability >= (8, 0))
 
 
-def test_weights_may_begin_anywhere_in_memory():
+def test_unaligned_weights_use_the_padded_path():
     hidden_states = torch.randn(5, 8)
     weight = torch.randn(2 * 16 * 8 + 1)[1:].view(2, 16, 8)
     assert not can_use_grouped_mm(hidden_states, weight)

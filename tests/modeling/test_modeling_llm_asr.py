@@ -28,7 +28,7 @@ def test_cached_encoder_output_replaces_features(shared_model, recordings, proje
     assert torch.equal(generate(model, {**prompts, **cached}), expected)
 
 
-def test_either_features_or_encoder_output(shared_model, recordings):
+def test_contradictory_and_missing_inputs_are_refused(shared_model, recordings):
     model, processor = shared_model("conv", "whisper", "qwen2")
     batch = request(processor, recordings)
     with pytest.raises(ValueError, match="`input_features` or `audio_hidden_states`"):
@@ -37,7 +37,7 @@ def test_either_features_or_encoder_output(shared_model, recordings):
         model(input_features=batch["input_features"])
 
 
-def test_a_recording_without_a_real_frame_is_refused(shared_model, recordings):
+def test_a_recording_without_a_valid_frame_is_refused(shared_model, recordings):
     model, processor = shared_model("conv", "whisper", "qwen2")
     batch = request(processor, recordings)
     batch["input_features_mask"][1] = 0
@@ -56,7 +56,7 @@ def test_audio_tokens_must_match_recordings(shared_model, recordings):
 
 
 @pytest.mark.parametrize("text", ["qwen2", "llama", "qwen2-tied"])
-def test_text_alone_is_the_language_models(shared_model, parts, text):
+def test_text_without_audio_gives_the_output_of_the_language_model(shared_model, parts, text):
     model, _ = shared_model("moe_cif", "whisper", text)
     text_model = AutoModelForCausalLM.from_pretrained(parts[text])
     input_ids = torch.randint(3, text_model.config.vocab_size, (2, 9))
@@ -128,7 +128,7 @@ def test_frozen_parts_stay_frozen(parts, recordings, freeze_audio, freeze_text, 
     assert not any(module.training for module in model.modules())
 
 
-def test_audio_and_text_come_from_their_checkpoints(parts):
+def test_audio_and_text_weights_equal_their_checkpoints(parts):
     model, processor = compose(parts, "moe_cif")
     text_model = AutoModelForCausalLM.from_pretrained(parts["qwen2"])
     vocab_size = text_model.config.vocab_size

@@ -150,7 +150,7 @@ def test_gradients_reach_every_parameter(projector, frames, target_lengths):
         assert gradient.any(), name
 
 
-def test_embeddings_alone_teach_the_convolutions_and_cif(projector, frames):
+def test_gradients_of_embeddings_reach_the_convolutions_and_cif(projector, frames):
     """There is no auxiliary loss, as with a weight of zero."""
     hidden_states, mask = pad_recordings(frames)
     projector(hidden_states, mask, TARGET_LENGTHS).embeds.square().sum().backward()
@@ -206,7 +206,7 @@ def test_a_new_projector_fires_the_expected_tokens_per_second(parts, projector_t
 
 @pytest.mark.parametrize("hidden_size", [16, 256])
 @pytest.mark.parametrize("projector_type", PROJECTOR_TYPES)
-def test_embeddings_begin_equally_loud_at_any_width(parts, projector_type, hidden_size):
+def test_initial_embeddings_have_equal_loudness_at_any_width(parts, projector_type, hidden_size):
     sizes = {"hidden_size": hidden_size, "intermediate_size": 2 * hidden_size, "expert_hidden_size": hidden_size}
     model, _ = compose(
         parts, projector_type, **sizes, num_shared_experts=1, initializer_range=None, expected_tokens_per_second=5.0
@@ -220,7 +220,7 @@ def test_embeddings_begin_equally_loud_at_any_width(parts, projector_type, hidde
 
 
 @pytest.mark.parametrize("projector_type", PROJECTOR_TYPES)
-def test_a_given_range_is_that_of_all_weight_matrices(parts, projector_type):
+def test_a_given_range_applies_to_all_weight_matrices(parts, projector_type):
     """The range of the language model, 0.2 here, is not used."""
     options = {"draft_head": True} if "cif" in projector_type else {}
     model, _ = compose(parts, projector_type, num_shared_experts=1, initializer_range=0.05, **options)

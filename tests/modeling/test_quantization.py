@@ -13,7 +13,7 @@ from llm_asr.modeling.quantization import UNQUANTIZED, quantize_language_model_a
 from llm_asr.training.lora import add_lora
 
 
-def test_all_but_the_language_model_is_left_out():
+def test_only_the_language_model_is_quantised():
     config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["model.layers.0", "down_proj"])
     quantized = quantize_language_model_alone(config, layer_prefix="model")
     assert quantized.llm_int8_skip_modules == ["model.language_model.layers.0", "down_proj", *UNQUANTIZED]
@@ -92,7 +92,7 @@ def test_the_language_model_alone_is_quantised_and_saved(quantized, recordings, 
     )
 
 
-def test_lora_and_projector_learn_beside_it(quantized, recordings, tmp_path):
+def test_lora_and_projector_are_trained_with_a_quantised_language_model(quantized, recordings, tmp_path):
     model, processor = quantized
     model.save_pretrained(tmp_path / "base")
     batch = processor.apply_transcription_request(recordings[:2], transcription=["one two", "tres"])

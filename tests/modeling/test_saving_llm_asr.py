@@ -81,7 +81,7 @@ def test_the_headless_model_saves_and_loads(shared_model, tmp_path):
 
 
 @pytest.mark.parametrize(("text", "is_tied"), [("qwen2-tied", True), ("qwen2", False), ("llama", False)])
-def test_tied_embeddings_stay_tied_and_others_apart(shared_model, tmp_path, text, is_tied):
+def test_tied_embeddings_stay_tied_and_others_stay_separate(shared_model, tmp_path, text, is_tied):
     model, _ = shared_model("moe_cif", "whisper", text)
     model.save_pretrained(tmp_path)
     with safe_open(tmp_path / "model.safetensors", "pt") as file:

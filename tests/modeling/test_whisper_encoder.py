@@ -34,7 +34,7 @@ def whisper_encoders(parts):
     return ours, whisper
 
 
-def test_a_full_window_is_encoded_as_whisper_does(parts):
+def test_a_full_window_is_encoded_as_in_whisper(parts):
     ours, whisper = whisper_encoders(parts)
     features = torch.randn(2, 16, 2 * whisper.config.max_source_positions)
     hidden_states, mask = ours(features, torch.ones(2, features.shape[-1])).to_tuple()
@@ -101,7 +101,7 @@ def recordings_that_end_in_silence(*num_samples):
     ]
 
 
-def test_max_length_is_what_whisper_does(parts):
+def test_max_length_equals_the_padding_of_whisper(parts):
     """This includes quiet recordings, whose silence has the feature extractor's lowest value."""
     ours, whisper = whisper_encoders(parts)
     extractor = WhisperFeatureExtractor.from_pretrained(parts["whisper"])
@@ -120,7 +120,7 @@ def test_max_length_is_what_whisper_does(parts):
     assert not torch.allclose(hidden_states[real], ours(cut, mask)[0][real], atol=1e-2)
 
 
-def test_encoder_padding_is_a_part_of_the_checkpoint(parts, tmp_path):
+def test_encoder_padding_is_saved_in_the_checkpoint(parts, tmp_path):
     model, processor = compose(parts, "moe_cif", encoder_padding="max_length")
     model.save_pretrained(tmp_path)
     loaded = LlmAsrForConditionalGeneration.from_pretrained(tmp_path)

@@ -115,7 +115,7 @@ def test_a_file_is_converted_from_its_own_rate(waveform, tmp_path):
         np.testing.assert_array_equal(load_audio(source, 16000), expected)
 
 
-def test_a_given_waveform_goes_before_the_file_it_came_from(waveform):
+def test_a_given_waveform_takes_precedence_over_its_file(waveform):
     decoded = {"path": "elsewhere.wav", "array": waveform, "sampling_rate": 16000}
     np.testing.assert_array_equal(load_audio(decoded, 16000), waveform)
     np.testing.assert_array_equal(
@@ -169,7 +169,7 @@ def test_an_address_without_a_recording_is_named(load, tmp_path, address):
         ({"path": None, "bytes": None}, "needs `array`"),
     ],
 )
-def test_what_is_no_recording_is_refused(load, source, message):
+def test_input_that_is_not_a_recording_is_refused(load, source, message):
     with pytest.raises(ValueError, match=message):
         load(source, 16000)
 
@@ -230,7 +230,7 @@ def encode(waveform, rate, **kwargs):
     ids=lambda kind: "-".join(map(str, kind.values())),
 )
 @pytest.mark.parametrize("rate", [8000, 16000, 48000])
-def test_a_stream_is_what_is_loaded_at_once(long_waveform, kind, rate):
+def test_a_stream_equals_the_waveform_loaded_at_once(long_waveform, kind, rate):
     file = encode(soxr.resample(long_waveform, 16000, rate), rate, **kind)
     with soundfile.SoundFile(io.BytesIO(file)) as opened:
         expected = soxr.resample(opened.read(dtype="float32"), rate, 16000)
@@ -244,7 +244,7 @@ def test_a_stream_is_what_is_loaded_at_once(long_waveform, kind, rate):
         np.testing.assert_allclose(streamed, load_audio(file, 16000), atol=1e-6)
 
 
-def test_a_stream_comes_in_blocks(long_waveform, tmp_path):
+def test_a_stream_has_blocks_of_the_given_length(long_waveform, tmp_path):
     file = tmp_path / "stereo.wav"
     soundfile.write(file, np.stack([long_waveform, -0.5 * long_waveform], axis=1), 16000, subtype="FLOAT")
     for source, expected in ((file, 0.25 * long_waveform), (long_waveform, long_waveform)):
@@ -263,7 +263,7 @@ def test_a_stream_that_ends_with_a_block_is_complete(long_waveform, rate):
     np.testing.assert_allclose(streamed, soxr.resample(waveform, rate, 16000), atol=1e-6)
 
 
-def test_a_stream_is_read_as_far_as_it_is_wanted(long_waveform, tmp_path):
+def test_a_stream_is_read_only_as_far_as_it_is_consumed(long_waveform, tmp_path):
     file = tmp_path / "broken.wav"
     long_waveform[7 * 16000] = np.nan
     soundfile.write(file, long_waveform, 16000, subtype="FLOAT")
@@ -274,7 +274,7 @@ def test_a_stream_is_read_as_far_as_it_is_wanted(long_waveform, tmp_path):
 
 
 @either_way
-def test_a_recording_that_breaks_off_is_read_until_there(load, long_waveform):
+def test_a_truncated_recording_is_read_to_its_end(load, long_waveform):
     """The header still states the whole duration."""
     file = encode(long_waveform, 16000, format="MP3", bitrate_mode="CONSTANT")
     loaded = load(file[: len(file) // 2], 16000)

@@ -55,7 +55,7 @@ def load_streamed(source, rate):
 
 
 @pytest.mark.parametrize("load", [load_audio, load_streamed])
-def test_every_form_is_read(load, waveform, tmp_path):
+def test_every_form_of_audio_is_read(load, waveform, tmp_path):
     contents = encode(waveform)
     path = tmp_path / "one.wav"
     path.write_bytes(contents)
@@ -202,7 +202,7 @@ def test_addresses_with_any_characters_are_fetched(server, waveform, name):
     np.testing.assert_allclose(load_audio(f"{server}/{name}", RATE), waveform, atol=1e-6)
 
 
-def test_addresses_that_give_no_file_are_named(server, monkeypatch):
+def test_addresses_without_a_file_are_named(server, monkeypatch):
     with pytest.raises(ValueError, match=r"cannot be fetched from 'http://.*/nowhere.wav': .*404"):
         load_audio(f"{server}/nowhere.wav", RATE)
     with pytest.raises(ValueError, match="cannot be fetched from 'http://"):
@@ -227,7 +227,7 @@ def test_silence_of_any_length_has_no_text(transcriber, seconds):
     assert transcriber(silence(seconds), return_timestamps=True)["chunks"] == []
 
 
-def test_zero_does_not_split(transcriber, recordings):
+def test_a_chunk_length_of_zero_does_not_split(transcriber, recordings):
     expected = transcriber(recordings[2])
     assert transcriber(recordings[2], chunk_length_s=0) == expected
     # The recording has silences at which a longer one would be split.

@@ -77,7 +77,7 @@ ID3V1 = b"TAG" + bytes(125)
         "amr",
     ],
 )
-def test_compressed_files_are_read_to_their_real_end(make, seconds):
+def test_compressed_files_are_read_to_their_actual_end(make, seconds):
     contents = make()
     loaded = load_audio(contents, 16000)
     assert len(loaded) / 16000 == pytest.approx(seconds, abs=0.2)
@@ -87,7 +87,7 @@ def test_compressed_files_are_read_to_their_real_end(make, seconds):
     assert stream_audio(contents, 16000).duration == pytest.approx(len(loaded) / 16000, abs=0.2)
 
 
-def test_a_flac_of_unknown_length_does_not_tell_one():
+def test_a_flac_of_unknown_length_has_no_duration():
     contents = bytearray(encode(speech_like(3, 16000), 16000, format="FLAC"))
     contents[21] &= 0xF0
     contents[22:26] = bytes(4)
@@ -136,7 +136,7 @@ def test_a_wav_that_was_written_to_a_pipe_is_read(tmp_path, warnings, size):
         ),
     ],
 )
-def test_a_file_that_was_cut_is_read_and_said_to_be(tmp_path, warnings, name, make, problem):
+def test_a_truncated_file_is_read_with_a_warning(tmp_path, warnings, name, make, problem):
     contents = make()
     path = tmp_path / name
     path.write_bytes(contents[: len(contents) // 2])
@@ -151,7 +151,7 @@ def test_a_file_that_was_cut_is_read_and_said_to_be(tmp_path, warnings, name, ma
     assert not warnings
 
 
-def test_a_flac_that_was_cut_is_refused(tmp_path):
+def test_a_truncated_flac_is_refused(tmp_path):
     contents = encode(speech_like(4, 16000), 16000, format="FLAC")
     path = tmp_path / "cut.flac"
     path.write_bytes(contents[: len(contents) // 2])
@@ -180,7 +180,7 @@ def test_an_absurd_header_is_refused():
         load_audio(contents, 16000)
 
 
-def test_blocks_are_bounded_by_bytes(monkeypatch):
+def test_blocks_have_a_limit_in_bytes(monkeypatch):
     monkeypatch.setattr(audio_files, "MAX_BLOCK_BYTES", 2**16)
     samples = np.stack([speech_like(3, 16000)] * 8, axis=1)
     contents = encode(samples, 16000, format="WAV", subtype="FLOAT")

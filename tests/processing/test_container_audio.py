@@ -33,7 +33,7 @@ def tone(seconds, rate):
 
 
 @FORMATS
-def test_what_was_recorded_is_read_at_its_place(tmp_path, container, codec, rate):
+def test_samples_are_read_without_the_padding_of_the_encoder(tmp_path, container, codec, rate):
     """Encoders add silence before the first sample, which must be removed, and pad the last frame."""
     expected = soxr.resample(tone(3.0, rate), rate, 16000)
     contents = encode_container(tone(3.0, rate), rate, container, codec)
@@ -56,7 +56,7 @@ def test_channels_are_averaged():
 
 @FORMATS
 @pytest.mark.parametrize("seconds", [1.0, 75.0])
-def test_a_stream_is_what_is_loaded_at_once(container, codec, rate, seconds):
+def test_a_stream_equals_the_waveform_loaded_at_once(container, codec, rate, seconds):
     contents = encode_container(tone(seconds, rate), rate, container, codec)
     expected = load_audio(contents, 16000)
     for block_seconds in (0.37, 5.0, 100.0):
@@ -69,12 +69,12 @@ def test_a_stream_is_what_is_loaded_at_once(container, codec, rate, seconds):
         assert stream.duration == pytest.approx(seconds, abs=0.1)
 
 
-def test_a_stream_comes_in_blocks():
+def test_a_stream_has_blocks_of_the_given_length():
     stream = stream_audio(encode_container(tone(75.0, 16000), 16000, "matroska", "flac"), 16000)
     assert [len(block) for block in stream.blocks] == [160000] * 7 + [80000]
 
 
-def test_webm_that_breaks_off_is_read_until_there():
+def test_a_truncated_webm_is_read_to_its_end():
     contents = encode_container(tone(3.0, 48000), 48000, "webm", "libopus")
     assert 0 < len(load_audio(contents[: len(contents) // 2], 16000)) < 2.0 * 16000
 
@@ -82,7 +82,7 @@ def test_webm_that_breaks_off_is_read_until_there():
 @pytest.mark.parametrize(
     ("container", "codec", "kept"), [("ipod", "aac", 20), ("ipod", "aac", 9000), ("webm", "libopus", 20)]
 )
-def test_a_file_without_what_is_needed_to_read_it_is_named(container, codec, kept):
+def test_a_truncated_file_without_its_index_is_named(container, codec, kept):
     """MP4 has its index at the end."""
     contents = encode_container(tone(3.0, 48000), 48000, container, codec)[:kept]
     with pytest.raises(ValueError, match="`audio` cannot be read from the given bytes: "):
@@ -116,7 +116,7 @@ def test_an_absurd_sampling_rate_is_refused():
         load_audio(wav.getvalue(), 16000)
 
 
-def test_formats_that_name_other_files_are_not_read(tmp_path):
+def test_formats_that_refer_to_other_files_are_refused(tmp_path):
     """FFmpeg would open the files and addresses in an uploaded playlist, including files of the server."""
     (tmp_path / "secret.wav").write_bytes(encode_container(tone(1.0, 16000), 16000, "wav", "pcm_s16le"))
     playlists = [
@@ -133,7 +133,7 @@ def test_formats_that_name_other_files_are_not_read(tmp_path):
             load_audio(b"\0\0\0\x18ftyp" + playlist.encode(), 16000)
 
 
-def test_without_pyav_it_is_asked_for(tmp_path):
+def test_a_missing_pyav_is_named(tmp_path):
     path = tmp_path / "memo.m4a"
     path.write_bytes(encode_container(tone(1.0, 16000), 16000, "ipod", "aac"))
     code = "import sys; sys.modules['av'] = None; from llm_asr.processing.audio import load_audio; load_audio(sys.argv[1], 16000)"

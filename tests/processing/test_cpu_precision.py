@@ -64,13 +64,13 @@ def arguments(checkpoint, dtype):
     ("dtype", "expected"),
     [("auto", {torch.float32}), ("bfloat16", {torch.bfloat16})],
 )
-def test_the_command_takes_float32_unless_told(monkeypatch, checkpoint, dtype, expected):
+def test_the_command_uses_float32_by_default(monkeypatch, checkpoint, dtype, expected):
     set_capabilities(monkeypatch)
     model = load_transcriber(arguments(checkpoint, dtype)).model
     assert {parameter.dtype for parameter in model.parameters()} == expected
 
 
-def test_the_command_keeps_what_the_cpu_is_fast_in(monkeypatch, checkpoint):
+def test_the_command_keeps_dtypes_with_fast_instructions(monkeypatch, checkpoint):
     set_capabilities(monkeypatch, "avx512_bf16")
     model = load_transcriber(arguments(checkpoint, "auto")).model
     assert model.model.audio_tower.dtype == torch.float32
@@ -101,7 +101,7 @@ def exported(checkpoint, tmp_path_factory):
 
 
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
-def test_the_server_takes_float32_unless_told(monkeypatch, exported, dtype):
+def test_the_server_uses_float32_by_default(monkeypatch, exported, dtype):
     set_capabilities(monkeypatch)
     front_end = FrontEndRunner(exported / "front_end", dtype, CPU, ServerSettings(), lambda size: None)
     assert bool(slow_dtypes(front_end.model)) == (dtype == "bfloat16")
@@ -116,7 +116,7 @@ def test_the_server_takes_float32_unless_told(monkeypatch, exported, dtype):
     assert vllm_dtype(dtype, CPU, exported / "language_model") == ("float32" if dtype == "auto" else dtype)
 
 
-def test_vllm_chooses_where_the_cpu_is_fast(monkeypatch, exported):
+def test_vllm_chooses_the_dtype_on_fast_cpus_and_gpus(monkeypatch, exported):
     set_capabilities(monkeypatch, "amx_bf16")
     assert AutoModelForCausalLM.from_pretrained(exported / "language_model").dtype == torch.bfloat16
     assert vllm_dtype("auto", CPU, exported / "language_model") == "auto"

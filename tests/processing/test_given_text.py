@@ -103,7 +103,7 @@ def test_a_long_recording_is_aligned_across_its_segments():
     assert flat == sorted(flat)
 
 
-def test_words_have_a_length_where_there_is_room():
+def test_words_have_a_positive_duration_if_there_are_enough_frames():
     words = place_words([1.0] * 10, [np.r_[np.full(5, 2.0), np.full(30, 0.001)]], [0.0], 1.0)
     assert min(word.end - word.start for word in words) > 0
 
@@ -119,7 +119,7 @@ def test_words_have_a_length_where_there_is_room():
         ({"alphas": [np.ones(4), np.ones(4)], "starts": [2.0, 1.0]}, ValueError, "in order"),
     ],
 )
-def test_what_cannot_be_aligned_says_why(processor, change, error, message):
+def test_texts_that_cannot_be_aligned_are_refused_with_the_reason(processor, change, error, message):
     with pytest.raises(error, match=message):
         processor.align(**{"text": "uno", "alphas": np.ones(4), "frame_period": PERIOD, **change})
 
@@ -132,7 +132,7 @@ def test_a_tokenizer_without_offsets_is_refused():
         count_unit_tokens(Slow(), "uno")
 
 
-def test_the_pipeline_aligns_alone_and_in_batches(aligner, recordings):
+def test_the_pipeline_aligns_equally_alone_and_in_batches(aligner, recordings):
     model, processor = aligner.model, aligner.processor
     text = "uno dos tres"
     found = aligner(recordings[2], text=text, language="es")
@@ -158,7 +158,7 @@ def test_a_recording_beyond_the_window_is_aligned_by_segment(aligner, recordings
     assert times[-1] > 5
 
 
-def test_the_language_model_does_not_run(aligner, recordings, monkeypatch):
+def test_alignment_does_not_run_the_language_model(aligner, recordings, monkeypatch):
     monkeypatch.setattr(aligner.model.model, "language_model", None)
     assert aligner(recordings[0], text="one")["chunks"]
 
@@ -175,7 +175,7 @@ def test_the_language_model_does_not_run(aligner, recordings, monkeypatch):
         ({"text": ["one", "two"]}, "`text` has 2 entries"),
     ],
 )
-def test_the_pipeline_refuses_what_does_not_act(aligner, recordings, options, message):
+def test_the_pipeline_refuses_options_without_effect(aligner, recordings, options, message):
     with pytest.raises(ValueError, match=message):
         aligner(recordings[0], **{"text": "one", **options})
 

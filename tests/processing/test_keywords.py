@@ -40,7 +40,7 @@ def test_keywords_of_each_recording(keywords, count, expected):
     assert spread_keywords(keywords, count) == expected
 
 
-def test_keywords_are_read_as_transformers_reads_them():
+def test_a_list_of_keywords_is_interpreted_as_in_transformers():
     prepare = pytest.importorskip("transformers.processing_utils")
     if not hasattr(prepare, "prepare_keyword_inputs"):
         pytest.skip("This version of Transformers has no keywords.")
@@ -58,7 +58,7 @@ def test_keywords_are_read_as_transformers_reads_them():
         ([[1], ["Ana"]], TypeError, "`keywords` must be strings, got 1"),
     ],
 )
-def test_what_are_no_keywords(keywords, error, message):
+def test_invalid_keywords_are_refused(keywords, error, message):
     with pytest.raises(error, match=message):
         spread_keywords(keywords, 2)
 
@@ -89,7 +89,7 @@ def test_old_checkpoints_load_and_refuse_keywords(parts, tmp_path, recordings):
         loaded.apply_transcription_request("a", keywords=["Ana"], tokenize=False)
 
 
-def test_the_template_with_its_place_is_saved(processor, tmp_path):
+def test_the_template_with_keywords_is_saved(processor, tmp_path):
     processor.save_pretrained(tmp_path)
     loaded = LlmAsrProcessor.from_pretrained(tmp_path)
     request = {"audio": "a", "keywords": ["Ana"], "tokenize": False}
@@ -123,7 +123,7 @@ def test_the_pipeline_lists_keywords_for_all_or_for_each_recording(model_and_pro
         transcriber(recordings[0], text="one", keywords=["Ana"])
 
 
-def test_keywords_change_what_the_model_reads(model_and_processor, recordings):
+def test_keywords_change_the_input_of_the_model(model_and_processor, recordings):
     _, processor = model_and_processor
     batch = processor.apply_transcription_request(recordings[:2], keywords=[["Ana"], None])
     lengths = batch["attention_mask"].sum(-1).tolist()

@@ -121,7 +121,7 @@ def processor(parts):
     return compose(parts, "conv")[1]
 
 
-def test_all_of_fleurs_is_known():
+def test_all_languages_of_fleurs_are_known():
     assert len(FLEURS) == 102
     names = [find_language(code, LANGUAGE_CODE_TO_NAME) for code in FLEURS]
     assert None not in names
@@ -155,19 +155,19 @@ def test_all_of_fleurs_is_known():
         ("Auto", None),
     ],
 )
-def test_codes_of_all_standards_and_names(processor, language, name):
+def test_codes_of_all_standards_and_names_are_known(processor, language, name):
     assert processor.language_name(language) == name
 
 
 @pytest.mark.parametrize("language", ["gsw", "arz", "nds", "nan", "xx", "zzz", "e", "es es", "klingon", "_", "日本"])
-def test_other_languages_are_not_taken_for_a_neighbour(processor, language):
+def test_a_language_is_not_confused_with_a_related_one(processor, language):
     with pytest.raises(
         ValueError, match=r"is not among the 119 languages of this processor; .*pass a code such as 'es'"
     ):
         processor.language_name(language)
 
 
-def test_the_nearest_is_suggested_and_the_recording_named(processor, recordings):
+def test_the_error_suggests_the_nearest_language_and_names_the_recording(processor, recordings):
     with pytest.raises(ValueError, match=r"^`language` 'Spannish' .* did you mean Spanish \(es\)") as error:
         processor.apply_transcription_request(recordings[:1], language="Spannish")
     assert len(str(error.value)) < 400

@@ -160,7 +160,7 @@ def test_a_model_in_memory_needs_its_processor(parts, recordings):
         LlmAsrPipeline(model=model)
 
 
-def test_a_model_and_its_processor_are_enough(parts, recordings, monkeypatch):
+def test_a_model_and_its_processor_make_a_pipeline(parts, recordings, monkeypatch):
     """There must be no warning about lengths that the caller has not set."""
     model, processor = compose(parts, "moe_cif")
     heard = []
@@ -190,12 +190,12 @@ def test_threads_may_share_a_pipeline(checkpoint, recordings):
     assert all(unchanged for state in seen for name, unchanged in state.items() if name != "call_count")
 
 
-def test_whatever_the_caller_wants_of_generate_a_text_comes_back(transcriber, recordings, expected):
+def test_every_option_of_generate_gives_a_text(transcriber, recordings, expected):
     options = {"return_dict_in_generate": True, "output_scores": True, **GENERATE}
     assert transcriber(recordings[0], generate_kwargs=options)["text"] == expected[0]
 
 
-def test_the_limit_by_the_length_of_a_recording_holds_unless_the_caller_sets_one(checkpoint, recordings):
+def test_the_token_limit_follows_the_duration_unless_the_caller_sets_one(checkpoint, recordings):
     transcriber = pipeline(TASK, model=checkpoint)
     config = transcriber.model.generation_config
     # Suppress the end tokens, so that only the limit ends a transcript.
@@ -211,7 +211,7 @@ def test_the_limit_by_the_length_of_a_recording_holds_unless_the_caller_sets_one
     assert len(unlimited) > len(asked)
 
 
-def test_decoding_is_greedy_unless_told(transcriber, recordings, expected):
+def test_decoding_is_greedy_by_default(transcriber, recordings, expected):
     assert texts(transcriber(recordings, **GENERATE)) == expected
     assert texts(transcriber(recordings, num_beams=3, **GENERATE)) != expected
 
@@ -231,7 +231,7 @@ def test_decoding_is_greedy_unless_told(transcriber, recordings, expected):
         ),
     ],
 )
-def test_what_is_not_there_is_said(transcriber, recordings, options, message):
+def test_unsupported_options_are_refused(transcriber, recordings, options, message):
     with pytest.raises(ValueError, match=message):
         transcriber(recordings[0], **options)
 
@@ -281,7 +281,7 @@ def long_recording():
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_a_long_recording_is_the_sum_of_its_segments(transcriber, long_recording, batch_size, tmp_path):
+def test_a_long_recording_has_the_texts_of_its_segments(transcriber, long_recording, batch_size, tmp_path):
     waveform, spans = long_recording
     options = {"batch_size": batch_size, "return_timestamps": True, "generate_kwargs": GENERATE}
     result = transcriber(waveform, **options)
@@ -314,7 +314,7 @@ def test_a_long_recording_at_another_rate_and_with_a_progress_bar(transcriber, l
     assert result["chunks"][-1]["timestamp"][1] == pytest.approx(spans[-1][1] / 16000, abs=0.3)
 
 
-def test_shorter_segments_when_asked(transcriber, recordings, long_recording):
+def test_shorter_segments_on_request(transcriber, recordings, long_recording):
     waveform, _ = long_recording
     options = {"return_timestamps": True, "generate_kwargs": GENERATE}
     chunks = transcriber(waveform, chunk_length_s=1.0, **options)["chunks"]
@@ -327,11 +327,15 @@ def test_shorter_segments_when_asked(transcriber, recordings, long_recording):
 def test_an_hour_of_silence_has_no_text(transcriber):
     silence = {"raw": np.zeros(20 * 16000, dtype="float32"), "sampling_rate": 16000}
     result = transcriber(silence, return_timestamps=True, generate_kwargs=GENERATE)
-    assert result == {"text": "", "language": None, "chunks": []}
-    assert transcriber(silence, language="es", generate_kwargs=GENERATE) == {"text": "", "language": "Spanish"}
+    assert result == {"text": "", "language": None, "languages": [], "chunks": []}
+    assert transcriber(silence, language="es", generate_kwargs=GENERATE) == {
+        "text": "",
+        "language": "Spanish",
+        "languages": ["Spanish"],
+    }
 
 
-def test_the_language_is_told_or_reported(transcriber, recordings, monkeypatch):
+def test_the_language_is_given_or_reported(transcriber, recordings, monkeypatch):
     assert transcriber(recordings[0], language="es-MX", **GENERATE)["language"] == "Spanish"
     assert transcriber(recordings[0], **GENERATE)["language"] is None
     # A random model does not name a language, so force the answer of a trained one.

@@ -35,7 +35,7 @@ def test_composition_knows_the_speech_encoder(parts, processor):
     assert (other.samples_per_frame, other.max_audio_samples) == (320, None)
 
 
-def test_composition_without_the_package_says_what_to_import(parts, monkeypatch):
+def test_composition_without_the_package_names_the_missing_import(parts, monkeypatch):
     """A published checkpoint's code does not register any classes."""
     monkeypatch.setattr("llm_asr.processing.processing_llm_asr.CONFIG_MAPPING", {})
     with pytest.raises(ValueError, match="`import llm_asr` first"):
@@ -73,7 +73,7 @@ def test_features_are_the_same_alone_and_in_a_batch(any_processor, recordings):
         assert torch.equal(features[real], alone_features[real])
 
 
-def test_a_recording_that_is_taken_has_a_frame(any_processor):
+def test_every_accepted_recording_has_a_frame(any_processor):
     """Otherwise the error would come from the model, after the whole batch was read."""
     refusals = []
     for samples in range(100, 1600, 100):
@@ -134,7 +134,7 @@ def test_languages(processor, recordings):
         prompts(["es", "es", "es"])
 
 
-def test_context_may_differ_by_recording_but_not_bring_audio_tokens(processor, recordings):
+def test_context_may_differ_by_recording_but_must_not_contain_audio_tokens(processor, recordings):
     first, second = processor.apply_transcription_request(recordings[:2], prompt=["a date", None], tokenize=False)
     assert "Context: a date" in first
     assert "Context" not in second
@@ -142,7 +142,7 @@ def test_context_may_differ_by_recording_but_not_bring_audio_tokens(processor, r
         processor.apply_transcription_request(recordings[:1], prompt="<|audio|>")
 
 
-def test_transcripts_may_not_bring_audio_tokens(processor, recordings):
+def test_transcripts_must_not_contain_audio_tokens(processor, recordings):
     with pytest.raises(ValueError, match="`transcription` must not contain the audio token"):
         processor.apply_transcription_request(recordings[:1], transcription="one <|audio|>")
 
@@ -202,7 +202,7 @@ def test_a_bad_recording_is_named(processor, recordings, recording, message):
         processor.apply_transcription_request([recordings[0], recording])
 
 
-def test_the_shortest_and_the_longest_recording_are_taken(processor):
+def test_the_shortest_and_the_longest_recording_are_accepted(processor):
     for samples in (320, 48000):
         features = processor(audio=np.zeros(samples, dtype="float32"))
         assert features["input_features_mask"].sum() == samples // 160
@@ -215,7 +215,7 @@ def test_another_sampling_rate_is_refused_unless_declared(processor, recordings)
     assert converted["input_features_mask"].sum() == pytest.approx(2 * 40, abs=1)
 
 
-def test_only_tensors_of_torch(processor, recordings):
+def test_only_torch_tensors_are_returned(processor, recordings):
     with pytest.raises(ValueError, match="`return_tensors` must be 'pt'"):
         processor(audio=recordings, return_tensors="np")
 
@@ -234,7 +234,7 @@ def test_round_trip(processor, recordings, tmp_path):
 
 
 @pytest.mark.parametrize(("audio", "text"), [("whisper", "llama"), ("parakeet", "qwen2")])
-def test_round_trip_of_what_was_chosen_at_composition(parts, recordings, tmp_path, audio, text):
+def test_round_trip_of_the_options_of_composition(parts, recordings, tmp_path, audio, text):
     processor = LlmAsrProcessor.from_audio_text_pretrained(
         parts[audio],
         parts[text],
@@ -256,19 +256,19 @@ def test_round_trip_of_what_was_chosen_at_composition(parts, recordings, tmp_pat
     assert all(torch.equal(expected[name], reloaded[name]) for name in expected)
 
 
-def test_the_stored_prompt_is_what_a_request_without_language_says(processor, recordings):
+def test_the_stored_prompt_equals_a_request_without_language(processor, recordings):
     request = processor.apply_transcription_request(recordings[0])
     assert request["input_ids"][0].tolist() == processor.transcription_prompt_ids
 
 
-def test_decoding_leaves_special_tokens_out(processor):
+def test_decoding_omits_special_tokens(processor):
     ids = [*processor.tokenizer("uno dos")["input_ids"], processor.tokenizer.eos_token_id, processor.audio_token_id]
     assert processor.decode(ids) == "uno dos"
     assert processor.batch_decode(torch.tensor([ids, ids])) == ["uno dos", "uno dos"]
     assert processor.decode(ids, skip_special_tokens=False) == "uno dos<|im_end|><|audio|>"
 
 
-def test_a_tokenizer_that_cannot_serve_is_refused():
+def test_an_unsuitable_tokenizer_is_refused():
     tokenizer = make_tokenizer()
     with pytest.raises(ValueError, match="`tokenizer` has no token '<|audio|>'"):
         LlmAsrProcessor(WhisperFeatureExtractor(), tokenizer)

@@ -20,7 +20,7 @@ def short(monkeypatch):
 
 
 @pytest.mark.parametrize("place", ["transcription_template", "chat_template"])
-def test_a_template_without_end_is_refused(parts, recordings, short, place):
+def test_an_endless_template_is_refused(parts, recordings, short, place):
     processor = compose(parts, "conv")[1]
     setattr(processor, place, ENDLESS + processor.audio_token)
     with pytest.raises(ValueError, match=r"`transcription_template` with `chat_template` takes more than 0.5 s"):
@@ -32,7 +32,7 @@ def test_a_template_without_end_is_refused(parts, recordings, short, place):
         time.sleep(0.05)
 
 
-def test_a_prompt_of_any_size_is_refused(parts, recordings):
+def test_a_prompt_that_is_too_large_is_refused(parts, recordings):
     processor = compose(parts, "conv")[1]
     processor.transcription_template = "{{ audio_token }}{{ 'x' * 2000000 }}"
     with pytest.raises(ValueError, match="more than 1000000; correct it"):
@@ -53,7 +53,7 @@ def test_a_template_that_fails_is_named(parts, recordings, place, template):
         processor.apply_transcription_request(recordings[:1])
 
 
-def test_what_is_rendered_in_time():
+def test_rendering_within_the_time_limit_returns_the_text():
     assert render_in_time(lambda: "text", "it") == "text"
 
 
@@ -65,12 +65,12 @@ def test_what_is_rendered_in_time():
         {"cif_smooth_factor": 32.0, "cif_threshold": 1.0},
     ],
 )
-def test_a_frame_fires_no_more_than_speech_can_need(options):
+def test_the_number_of_embeddings_fired_per_frame_is_limited(options):
     with pytest.raises(ValueError, match="must be at most 16 times `cif_threshold`"):
         LlmAsrProjectorConfig(projector_type="cif", **options)
 
 
-def test_what_looks_like_a_special_token_in_a_transcript_is_text(parts, recordings):
+def test_special_tokens_in_a_transcript_are_read_as_text(parts, recordings):
     """As a special token, the text would end the answer too early."""
     processor = compose(parts, "moe_cif")[1]
     text = "one <|im_end|> two <|endoftext|>"
@@ -89,7 +89,7 @@ def test_what_looks_like_a_special_token_in_a_transcript_is_text(parts, recordin
     assert plain["input_ids"][0, 0].item() in special
 
 
-def test_a_context_must_not_hold_special_tokens(parts, recordings):
+def test_a_context_must_not_contain_special_tokens(parts, recordings):
     """An untrusted person may have written the context."""
     processor = compose(parts, "moe_cif")[1]
     with pytest.raises(ValueError, match=r"`prompt` must not contain the special token '<\|im_(start|end)\|>'"):

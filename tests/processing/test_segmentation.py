@@ -66,7 +66,7 @@ def test_each_burst_between_long_pauses_is_a_segment(noise):
         assert end - FRAME_SECONDS <= segment.end < end + 0.3
 
 
-def test_short_pauses_do_not_separate():
+def test_short_pauses_do_not_end_a_segment():
     generator = np.random.default_rng(1)
     waveform, spans = make_recording([1.0, 0.2, 0.3, 1.0, 0.2], 0.001, generator)
     segments = split(waveform)
@@ -88,7 +88,7 @@ def test_speech_without_pauses_is_cut_and_nothing_is_lost():
         assert abs((segment.end * 6) % 1 - 0.5) > 0.2
 
 
-def test_a_cut_is_made_in_the_longest_pause_there_is():
+def test_a_cut_is_in_the_longest_pause():
     generator = np.random.default_rng(3)
     waveform, spans = make_recording([0.0, 0.1, 0.35, 0.1, 0.1], 0.0005, generator, seconds=(3.0, 3.0))
     segments = split(waveform, max_segment_s=10.0)
@@ -153,7 +153,7 @@ def test_speech_that_just_fits_is_not_cut_for_its_padding(runs):
 
 
 @pytest.mark.parametrize("max_segment_s", [3.0, 30.0])
-def test_how_the_recording_is_read_does_not_matter(max_segment_s):
+def test_segments_do_not_depend_on_the_block_size(max_segment_s):
     generator = np.random.default_rng(4)
     waveform, _ = make_recording(generator.uniform(0.1, 1.5, size=30), 0.002, generator)
     whole = split(waveform, block_seconds=1000, max_segment_s=max_segment_s)
@@ -170,19 +170,19 @@ def test_silence_has_no_segments(level):
     assert split(np.empty(0, dtype="float32")) == []
 
 
-def test_clicks_are_no_speech():
+def test_clicks_are_not_speech():
     waveform = np.zeros(40 * RATE, dtype="float32")
     waveform[20 * RATE : 20 * RATE + 200] = 0.5
     assert split(waveform) == []
 
 
-def test_loud_and_even_noise_is_not_dropped():
+def test_loud_steady_noise_is_kept():
     waveform = (0.2 * np.random.default_rng(6).standard_normal(65 * RATE)).astype("float32")
     segments = split(waveform)
     np.testing.assert_array_equal(np.concatenate([segment.waveform for segment in segments]), waveform)
 
 
-def test_a_quiet_speaker_after_a_loud_one_is_heard():
+def test_a_quiet_speaker_after_a_loud_one_is_detected():
     generator = np.random.default_rng(7)
     silence = np.zeros(2 * RATE, dtype="float32")
     waveform = np.concatenate([burst(5, generator, 0.3), silence, burst(5, generator, 0.01), silence])
@@ -191,7 +191,7 @@ def test_a_quiet_speaker_after_a_loud_one_is_heard():
 
 
 @pytest.mark.parametrize("pause", [0.0, 1.0])
-def test_no_more_is_held_than_a_segment_and_a_block(pause):
+def test_memory_holds_at_most_one_segment_and_one_block(pause):
     generator = np.random.default_rng(8)
     piece = np.concatenate([burst(7, generator), np.zeros(int(pause * RATE), dtype="float32")])
     num_read = 0
@@ -207,7 +207,7 @@ def test_no_more_is_held_than_a_segment_and_a_block(pause):
     assert segment.end > 4000 - 30
 
 
-def test_an_hour_of_silence_is_not_held():
+def test_an_hour_of_silence_is_not_held_in_memory():
     generator = np.random.default_rng(11)
     silence, speech = np.zeros(10 * RATE, dtype="float32"), burst(3, generator)
     tracemalloc.start()
@@ -241,13 +241,13 @@ def test_impossible_options_are_refused_before_anything_is_read(options, message
         split_at_silences(unread(), **{"sampling_rate": RATE, **options})
 
 
-def test_a_segment_knows_its_end():
+def test_a_segment_has_its_end():
     assert Segment(start=1.5, waveform=np.zeros(8000, dtype="float32"), sampling_rate=16000).end == 2.0
 
 
 @pytest.mark.parametrize("max_segment_s", [1.0, 3.0, 30.0])
 @pytest.mark.parametrize("extra", [0.01, 0.033, 0.05, 0.1, 0.35, 0.5, 1.0])
-def test_what_a_cut_leaves_is_long_enough_for_a_speech_encoder(max_segment_s, extra):
+def test_every_cut_segment_is_long_enough_for_a_speech_encoder(max_segment_s, extra):
     """The recording ends shortly after the longest segment, or shortly after a block."""
     for length in (max_segment_s + extra, 10.0 + extra, 2 * max_segment_s + extra):
         # Steady noise counts as speech as a whole.

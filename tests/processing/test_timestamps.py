@@ -14,25 +14,25 @@ def bumps(*bumps_, num_frames=40):
     return alphas
 
 
-def test_words_start_with_their_weight_and_share_the_pause_behind_them():
+def test_words_start_with_their_weight_and_end_within_the_next_pause():
     alphas = bumps((4, 8, 2.0), (12, 20, 1.0), (30, 32, 3.0))
     times = align_words([2, 1, 3], alphas, 0.04)
     expected = [(4, 10), (12, 25), (30, 32)]
     assert np.allclose(times, 0.04 * np.array(expected))
 
 
-def test_counts_that_drift_do_not_move_a_boundary_off_its_pause():
+def test_wrong_counts_do_not_move_a_boundary_away_from_its_pause():
     # The first word has less weight than its three tokens. The second word has more weight than its one token.
     alphas = bumps((4, 8, 2.4), (14, 20, 1.6))
     assert np.allclose(align_words([3, 1], alphas, 1.0), [(4, 11), (14, 20)])
 
 
-def test_without_pauses_the_sums_decide():
+def test_boundaries_follow_the_sums_of_weights_without_pauses():
     times = align_words([1, 3], np.full(20, 0.2), 1.0)
     assert np.allclose(times, [(0, 5), (5, 20)])
 
 
-def test_times_are_in_order_whatever_the_weights():
+def test_times_are_monotone_for_any_weights():
     generator = np.random.default_rng(0)
     for _ in range(300):
         alphas = generator.random(generator.integers(1, 50)) ** 3
@@ -44,7 +44,7 @@ def test_times_are_in_order_whatever_the_weights():
         assert flat[-1] <= len(alphas)
 
 
-def test_no_words_and_no_weights():
+def test_no_words_give_no_times_and_missing_weights_are_refused():
     assert align_words([], np.zeros(5), 1.0) == []
     with pytest.raises(ValueError, match="`alphas` has no weight"):
         align_words([1], np.zeros(5), 1.0)
@@ -93,3 +93,14 @@ def test_offsets_of_a_decoded_row(parts, recordings):
         processor.decode(outputs.sequences[1], output_offsets=True)
     with pytest.raises(ValueError, match="`output_offsets` must be 'word', True or False, got 'char'"):
         processor.decode(outputs.sequences[1], output_offsets="char", alphas=torch.ones(3), frame_period=period)
+
+
+def test_an_incomplete_end_of_several_words_is_counted(parts):
+    """The text is a half character, a control character that separates words, and another half character."""
+    _, processor = compose(parts, "cif")
+    vocabulary = processor.tokenizer.get_vocab()
+    # Names that byte-level tokenizers have for the bytes E4, 0D and B8.
+    ids = [vocabulary[name] for name in ("\u00e4", "\u010d", "\u00b8")]
+    words, counts = split_words(processor.tokenizer, ids)
+    assert words == ["\N{REPLACEMENT CHARACTER}"] * 2
+    assert counts == [1.5, 1.5]

@@ -56,14 +56,14 @@ def test_levels_are_decibels_below_full_scale():
 
 @pytest.mark.parametrize("contrast", [12, 20, 40, 80])
 @pytest.mark.parametrize("loud", [-10, -30, -45])
-def test_energy_activity_finds_what_is_loud_for_the_recording(loud, contrast):
+def test_energy_activity_finds_the_loud_parts_of_a_recording(loud, contrast):
     levels, is_loud = turns(loud, loud - contrast)
     found = in_blocks(EnergyActivity(RATE), noise(levels))
     assert found.dtype == bool
     np.testing.assert_array_equal(found, is_loud)
 
 
-def test_energy_activity_keeps_everything_where_nothing_stands_out():
+def test_energy_activity_keeps_everything_at_a_constant_level():
     for level in (-10, -55):
         assert in_blocks(EnergyActivity(RATE), noise(np.full(3 * BLOCK, level))).all()
 
@@ -73,14 +73,14 @@ def test_nothing_below_60_db_is_speech():
         assert not in_blocks(EnergyActivity(RATE), noise(levels)).any()
 
 
-def test_a_hum_between_loud_speech_and_digital_silence_is_no_speech():
+def test_a_hum_between_loud_speech_and_digital_silence_is_not_speech():
     """Digital silence must not determine the noise floor."""
     levels, is_loud = turns(-10.0, -120.0)
     levels[~is_loud] = np.where(np.arange((~is_loud).sum()) % 4 == 0, -50.0, -120.0)
     np.testing.assert_array_equal(in_blocks(EnergyActivity(RATE), noise(levels)), is_loud)
 
 
-def test_energy_activity_follows_the_recording():
+def test_energy_activity_adapts_to_the_recording():
     """A new steady noise counts as speech only until the window no longer contains the quiet part."""
     (before, _), (after, is_loud) = turns(-20, -70, 6 * BLOCK), turns(-20, -35, 6 * BLOCK)
     found = in_blocks(EnergyActivity(RATE), noise(np.concatenate([before, after])))
@@ -88,7 +88,7 @@ def test_energy_activity_follows_the_recording():
 
 
 @pytest.mark.parametrize("sampling_rate", [8000, 16000, 44100])
-def test_frames_are_as_long_at_any_sampling_rate(sampling_rate):
+def test_frames_have_the_same_duration_at_any_sampling_rate(sampling_rate):
     time = np.arange(12 * sampling_rate) / sampling_rate
     waveform = np.where(time % 3 > 1, 0.3 * np.sin(2 * np.pi * 300 * time), 0).astype("float32")
     segments = list(split_at_silences([waveform], sampling_rate))
@@ -96,7 +96,7 @@ def test_frames_are_as_long_at_any_sampling_rate(sampling_rate):
     assert all(segment.end - segment.start == pytest.approx(2.4, abs=0.1) for segment in segments[:-1])
 
 
-def test_silero_hears_a_voice_and_no_noise():
+def test_silero_detects_a_voice_and_ignores_noise():
     pytest.importorskip("silero_vad")
     generator = np.random.default_rng(2)
     hiss = (0.1 * generator.standard_normal(2 * RATE)).astype("float32")
@@ -113,7 +113,7 @@ def test_silero_hears_a_voice_and_no_noise():
     np.testing.assert_array_equal(np.concatenate([find_speech(piece) for piece in pieces]), found)
 
 
-def test_silero_is_for_16_khz():
+def test_silero_needs_16_khz():
     pytest.importorskip("silero_vad")
     with pytest.raises(ValueError, match="16000 samples per second, got 8000; use 'energy'"):
         SileroActivity(8000)
@@ -125,7 +125,7 @@ def test_a_missing_package_is_named(monkeypatch):
         VOICE_ACTIVITIES["silero"](RATE)
 
 
-def test_threads_keep_the_number_of_threads_of_the_process():
+def test_silero_does_not_change_the_number_of_threads_of_the_process():
     """A server processes several recordings at a time."""
     pytest.importorskip("silero_vad")
 

@@ -59,7 +59,7 @@ def test_columns():
 
 
 @pytest.mark.parametrize("text", ["你好，世界", "これはテスト", "สวัสดีครับ", "မြန်မာ", "用 Python 写", "uno dos"])
-def test_each_character_has_a_time_of_its_own(parts, text):
+def test_each_character_has_its_own_time(parts, text):
     """The tokenizer encodes most of these characters as bytes."""
     processor = compose(parts, "cif")[1]
     ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]

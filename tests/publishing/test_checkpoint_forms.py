@@ -62,7 +62,7 @@ def test_forms_load_as_the_same_model(saved, recordings, form, text):
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_slim_holds_what_was_trained(parts, tmp_path, text):
+def test_slim_contains_the_trained_weights(parts, tmp_path, text):
     model, processor = compose(parts, "moe_cif", text=text, draft_head=True)
     save_checkpoint(randomize(model), processor, tmp_path / "slim", form="slim")
     save_checkpoint(model, processor, tmp_path / "full")
@@ -88,7 +88,7 @@ def test_slim_holds_what_was_trained(parts, tmp_path, text):
     assert (tmp_path / "slim/model.safetensors").stat().st_size < size + 4000
 
 
-def test_all_that_differs_is_kept_to_the_bit(parts, tmp_path, monkeypatch):
+def test_every_changed_weight_is_kept_exactly(parts, tmp_path, monkeypatch):
     model, processor = compose(parts, "conv")
     audio_tower, language_model = model.model.audio_tower, model.model.language_model
     with torch.no_grad():
@@ -198,7 +198,7 @@ def test_a_loaded_adapter_is_saved_as_one(saved, recordings, tmp_path):
     )
 
 
-def test_options_of_loading_are_those_of_a_full_checkpoint(parts, tmp_path):
+def test_loading_options_act_as_for_a_full_checkpoint(parts, tmp_path):
     model, processor = compose(parts, "moe_cif")
     for form in ("slim", "full"):
         save_checkpoint(randomize(model), processor, tmp_path / form, form=form)
@@ -222,7 +222,7 @@ def test_options_of_loading_are_those_of_a_full_checkpoint(parts, tmp_path):
     assert all(parameter.requires_grad for parameter in slim.parameters())
 
 
-def test_slim_checkpoints_are_not_left_on_disk(saved, tmp_path):
+def test_slim_checkpoints_refuse_a_device_map_with_weights_on_disk(saved, tmp_path):
     _, _, root = saved["qwen2"]
     parts = {"model.audio_tower": "cpu", "model.projector": "cpu", "draft_head": "cpu"}
     device_map = {**parts, "model.language_model": "disk", "lm_head": "disk"}
@@ -277,7 +277,7 @@ def test_other_speech_encoders(parts, tmp_path, audio):
     check_same_weights(model, LlmAsrForConditionalGeneration.from_pretrained(tmp_path / "slim"))
 
 
-def test_language_models_whose_weights_are_converted(parts, tmp_path):
+def test_language_models_with_converted_weights(parts, tmp_path):
     """Loading stacks the experts of these language models."""
     text = str(shutil.copytree(parts["qwen2"], tmp_path / "text"))
     (tmp_path / "text/model.safetensors").unlink()
@@ -304,7 +304,7 @@ def test_language_models_whose_weights_are_converted(parts, tmp_path):
     assert own_tensors(tmp_path / "again").keys() == own_tensors(tmp_path / "full").keys()
 
 
-def test_parts_and_own_weights_in_shards(parts, tmp_path, monkeypatch):
+def test_parts_and_trained_weights_in_shards(parts, tmp_path, monkeypatch):
     here = {}
     for name, auto_class in (("whisper", WhisperForConditionalGeneration), ("qwen2", AutoModelForCausalLM)):
         here[name] = str(shutil.copytree(parts[name], tmp_path / name))
@@ -325,7 +325,7 @@ def test_parts_and_own_weights_in_shards(parts, tmp_path, monkeypatch):
     assert sums.count("model-0") == len(list((tmp_path / "slim").glob("model-*.safetensors")))
 
 
-def test_saved_by_itself_a_model_has_all_its_weights(saved, tmp_path):
+def test_save_pretrained_writes_all_weights(saved, tmp_path):
     """This does not depend on the loaded checkpoint, or on earlier contents of the folder."""
     _, _, root = saved["qwen2"]
     folder = Path(shutil.copytree(root / "slim", tmp_path / "saved"))
@@ -346,7 +346,7 @@ def test_checksums_are_in_the_format_of_the_command(saved):
         assert run.stdout.count(": OK") == number
 
 
-def test_what_cannot_be_saved_is_refused_and_nothing_written(saved, parts, tmp_path):
+def test_impossible_forms_are_refused_and_nothing_is_written(saved, parts, tmp_path):
     model, processor, root = saved["qwen2"]
     plain, _ = compose(parts, "conv")
     composed = add_lora(compose(parts, "conv")[0], rank=2)
@@ -378,7 +378,7 @@ def test_what_cannot_be_saved_is_refused_and_nothing_written(saved, parts, tmp_p
     assert not list(tmp_path.iterdir())
 
 
-def test_a_reference_to_another_model_is_told(parts, tmp_path, caplog):
+def test_a_reference_to_another_model_gives_a_warning(parts, tmp_path, caplog):
     model, processor = compose(parts, "conv")
     save_checkpoint(model, processor, tmp_path / "right", form="slim")
     assert "differs from" not in caplog.text
@@ -389,7 +389,7 @@ def test_a_reference_to_another_model_is_told(parts, tmp_path, caplog):
     check_same_weights(model, LlmAsrForConditionalGeneration.from_pretrained(tmp_path / "wrong"))
 
 
-def test_what_is_no_checkpoint_has_no_form(parts, tmp_path):
+def test_a_folder_without_a_checkpoint_has_no_form(parts, tmp_path):
     with pytest.raises(ValueError, match="has neither config.json nor adapter_config.json"):
         find_form(tmp_path)
     with pytest.raises(ValueError, match="'whisper'"):

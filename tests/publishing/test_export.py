@@ -91,7 +91,7 @@ def check_same_tokens(model, processor, folder, recordings, requests=REQUESTS):
         ("moe_cif", "qwen2-tied"),
     ],
 )
-def test_the_parts_write_what_the_model_writes(parts, recordings, tmp_path, projector_type, text):
+def test_the_exported_parts_give_the_output_of_the_model(parts, recordings, tmp_path, projector_type, text):
     model, processor = make(parts, projector_type, text=text)
     export_for_serving(model, processor, tmp_path / "out")
     found = check_same_tokens(model, processor, tmp_path / "out", recordings)
@@ -114,7 +114,7 @@ def test_other_encoders_language_models_and_options(parts, recordings, tmp_path,
     check_same_tokens(model, processor, tmp_path / "out", recordings, requests=[{}])
 
 
-def test_lora_is_merged_and_the_model_left_as_it_was(parts, recordings, tmp_path):
+def test_lora_is_merged_and_the_model_is_not_changed(parts, recordings, tmp_path):
     untrained, processor = make(parts, "moe_cif")
     model, _ = make(parts, "moe_cif")
     adapted = add_lora(model, rank=2, dropout=0.0)
@@ -133,7 +133,7 @@ def test_lora_is_merged_and_the_model_left_as_it_was(parts, recordings, tmp_path
 
 
 @pytest.mark.parametrize("text", ["qwen2", "qwen2-tied"])
-def test_each_part_holds_what_it_needs_and_no_more(parts, tmp_path, text):
+def test_each_part_contains_only_what_it_needs(parts, tmp_path, text):
     model, processor = make(parts, "cif", text=text, draft_head=True)
     export_for_serving(model, processor, tmp_path / "out")
     front_end, _, text_model = load_parts(tmp_path / "out")
@@ -193,7 +193,7 @@ def test_precision_is_kept(parts, recordings, tmp_path):
     assert embeds.dtype == torch.bfloat16
 
 
-def test_what_comes_with_the_embeddings(parts, recordings, tmp_path):
+def test_exported_prompts_have_the_data_that_an_engine_needs(parts, recordings, tmp_path):
     model, processor = make(parts, "cif")
     inputs = processor.apply_transcription_request(recordings)
     outputs = model.generate(**inputs, return_dict_in_generate=True)
@@ -215,7 +215,7 @@ def test_what_comes_with_the_embeddings(parts, recordings, tmp_path):
 
 
 @pytest.mark.parametrize(("per_second", "at_most", "expected"), [(None, None, None), (None, 7, 7), (4.0, 7, 7)])
-def test_limits_of_length(parts, recordings, tmp_path, per_second, at_most, expected):
+def test_exported_prompts_have_the_limits_of_length(parts, recordings, tmp_path, per_second, at_most, expected):
     model, processor = make(parts, "conv")
     model.generation_config.max_new_tokens_per_second = per_second
     model.generation_config.max_new_tokens = at_most
@@ -226,7 +226,7 @@ def test_limits_of_length(parts, recordings, tmp_path, per_second, at_most, expe
     assert text_model.generation_config.max_new_tokens == at_most
 
 
-def test_nothing_is_overwritten_and_nothing_half_written(parts, tmp_path, monkeypatch):
+def test_an_export_overwrites_nothing_and_is_complete_or_absent(parts, tmp_path, monkeypatch):
     model, processor = make(parts, "conv")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
@@ -279,7 +279,7 @@ def test_tokens_without_an_embedding_are_named(parts, tmp_path, caplog):
     assert "no embeddings for the tokens ['one-too-many']" in caplog.text
 
 
-def test_an_adapter_is_merged_into_what_is_exported(parts, recordings, tmp_path):
+def test_an_adapter_is_merged_into_the_export(parts, recordings, tmp_path):
     model, processor = make(parts, "cif")
     model.save_pretrained(tmp_path / "base")
     processor.save_pretrained(tmp_path / "base")

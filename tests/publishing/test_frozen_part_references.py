@@ -42,7 +42,7 @@ def movable(parts, tmp_path):
     return tmp_path
 
 
-def test_parts_that_have_moved(movable, recordings):
+def test_moved_parts_are_named_and_found_by_backbone_paths(movable, recordings):
     expected = LlmAsrForConditionalGeneration.from_pretrained(movable / "slim")
     (movable / "qwen2").rename(movable / "elsewhere")
     with pytest.raises(
@@ -65,7 +65,7 @@ def test_parts_that_have_moved(movable, recordings):
             LlmAsrForConditionalGeneration.from_pretrained(movable / "slim", backbone_paths=wrong)
 
 
-def test_backbone_paths_are_for_slim_checkpoints(saved, parts):
+def test_backbone_paths_are_refused_for_other_forms(saved, parts):
     _, _, root = saved["qwen2"]
     with pytest.raises(ValueError, match="`backbone_paths` is for slim checkpoints"):
         LlmAsrForConditionalGeneration.from_pretrained(root / "full", backbone_paths={"audio_tower": parts["whisper"]})
@@ -145,7 +145,7 @@ def test_copies_of_parts_of_the_hub(parts, tmp_path, hub_cache):
         LlmAsrForConditionalGeneration.from_pretrained(tmp_path / "slim")
 
 
-def test_adapters_are_for_a_revision_of_their_base(saved, recordings, tmp_path, hub_cache):
+def test_an_adapter_refers_to_a_revision_of_its_base(saved, recordings, tmp_path, hub_cache):
     """The current state of the branch does not matter, with all ways of loading."""
     model, processor, root = saved["qwen2"]
     newer = saved["qwen2-tied"][2] / "full"

@@ -11,7 +11,7 @@ from llm_asr.publishing.frozen_tensors import FrozenTensors
 
 @pytest.mark.parametrize("audio", ["whisper", "wav2vec2-bert", "parakeet"])
 @pytest.mark.parametrize("text", ["qwen2", "qwen2-tied", "llama"])
-def test_each_tensor_is_read_from_the_files_alone(parts, audio, text):
+def test_each_tensor_can_be_read_from_the_files(parts, audio, text):
     """Composing the parts would need as much memory as the model."""
     model, _ = compose(parts, "conv", audio=audio, text=text)
     folders = {"audio_tower": parts[audio], "language_model": parts[text]}

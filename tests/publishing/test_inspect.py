@@ -28,7 +28,7 @@ def count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def test_parts_are_measured_as_the_model_has_them(full):
+def test_sizes_of_parts_equal_those_of_the_loaded_model(full):
     report = inspect_checkpoint(full)
     model = LlmAsrForConditionalGeneration.from_pretrained(full).model
     buffers = sum(
@@ -68,7 +68,7 @@ def test_weights_are_not_read(full, tmp_path, monkeypatch):
         ("cif", {"cif_threshold", "expected_tokens_per_second", "draft_head"}, {"num_experts", "router_type"}),
     ],
 )
-def test_a_projector_is_described_by_the_options_that_it_has(parts, tmp_path, projector_type, has, has_not):
+def test_a_projector_is_described_by_the_options_of_its_type(parts, tmp_path, projector_type, has, has_not):
     save_checkpoint(*compose(parts, projector_type), tmp_path / "checkpoint")
     projector = inspect_checkpoint(tmp_path / "checkpoint")["projector"]
     assert projector["projector_type"] == projector_type
@@ -150,19 +150,19 @@ def test_on_the_command_line(full, capsys):
         ),
     ],
 )
-def test_what_is_no_checkpoint_is_refused(parts, tmp_path, capsys, spoil, message):
+def test_a_folder_without_a_checkpoint_is_refused(parts, tmp_path, capsys, spoil, message):
     save_checkpoint(*compose(parts, "conv"), tmp_path / "checkpoint")
     spoil(tmp_path / "checkpoint")
     assert main(["inspect", str(tmp_path / "checkpoint")]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_no_folder_at_all(capsys):
+def test_a_missing_folder_is_named(capsys):
     assert main(["inspect", "absent"]) == 2
     assert "absent" in capsys.readouterr().err
 
 
-def test_rows_of_an_embedding_count_without_their_numbers(parts, tmp_path):
+def test_rows_of_an_embedding_are_counted_without_reading_their_values(parts, tmp_path):
     model, processor = compose(parts, "conv", text="qwen2-tied")
     with torch.no_grad():
         model.get_input_embeddings().weight[[3, 5]] += 1

@@ -103,7 +103,7 @@ CHECKPOINTS = ["plain", "shards", *FORMS]
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_nothing_but_safetensors_and_text_is_written(folders, name):
+def test_only_safetensors_and_text_are_written(folders, name):
     suffixes = {path.suffix for path in (folders / name).rglob("*") if path.is_file()}
     assert suffixes <= {".safetensors", ".json", ".jinja", ".md", ""}
     assert [path.name for path in (folders / name).rglob("*") if path.is_file() and not path.suffix] in (
@@ -141,7 +141,7 @@ def test_a_file_without_a_checksum_is_refused(folders, no_weights_read):
     check_refused(folders / "full", "SHA256SUMS of .* says nothing of model.safetensors")
 
 
-def test_changed_on_purpose_and_written_down_again(folders):
+def test_weights_with_updated_or_removed_checksums_are_checked_for_truncation(folders):
     flip(folders / "full/model.safetensors")
     write_checksums(folders / "full")
     LlmAsrForConditionalGeneration.from_pretrained(folders / "full")
@@ -168,7 +168,7 @@ DISTRIBUTED_SHARD = "shard-00000-model-00001-of-00001.safetensors"
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "model.safetensors.index.json", DISTRIBUTED_SHARD])
-def test_files_that_would_be_read_in_place_of_frozen_parts(folders, saved, name, no_weights_read):
+def test_files_that_would_replace_frozen_parts_are_refused(folders, saved, name, no_weights_read):
     """Transformers would also load an adapter in the same folder, and prefer weights of an index or of distributed training."""
     folder = folders / "qwen2"
     if name == "adapter_config.json":
@@ -204,7 +204,7 @@ def test_files_that_would_be_read_in_place_of_frozen_parts(folders, saved, name,
         7,
     ],
 )
-def test_names_of_shards_stay_in_the_checkpoint(folders, name, no_weights_read):
+def test_names_of_shards_must_stay_in_the_checkpoint(folders, name, no_weights_read):
     index = json.loads((folders / "shards/model.safetensors.index.json").read_text())
     first = min(index["weight_map"])
     edit(folders / "shards/model.safetensors.index.json", weight_map={**index["weight_map"], first: name})
@@ -213,7 +213,7 @@ def test_names_of_shards_stay_in_the_checkpoint(folders, name, no_weights_read):
     check_refused(folders / "shards", "names the file .*; only safetensors files beside it are read")
 
 
-def test_an_index_that_is_none(folders, no_weights_read):
+def test_an_invalid_index_is_refused(folders, no_weights_read):
     path = folders / "shards/model.safetensors.index.json"
     index = json.loads(path.read_text())
     for content in (b"{", b"[]", b"{}", b'{"weight_map": []}', b'{"weight_map": {"a": {}}}', b"\xff"):
@@ -243,7 +243,7 @@ def test_another_model_or_class_is_refused(folders, no_weights_read):
         LlmAsrForConditionalGeneration.from_pretrained(folders / "adapter")
 
 
-def test_adapters_that_lead_elsewhere(folders, no_weights_read):
+def test_adapters_with_an_invalid_base_are_refused(folders, no_weights_read):
     path = folders / "adapter/adapter_config.json"
     for base, error, message in (
         (None, ValueError, "does not say what model it is for"),
@@ -258,7 +258,7 @@ def test_adapters_that_lead_elsewhere(folders, no_weights_read):
     check_refused(folders / "adapter", "holds a model .* and an adapter")
 
 
-def test_adapters_that_are_not_as_they_say(folders):
+def test_adapters_that_do_not_match_their_configuration_are_refused(folders):
     path = folders / "adapter/adapter_config.json"
     settings = json.loads(path.read_text())
     edit(path, modules_to_save=None)
@@ -325,7 +325,7 @@ def test_malformed_references_are_refused(folders, reference, message, no_weight
     check_refused(folders / "slim", r"`backbones` must have \['audio_tower', 'language_model'\]")
 
 
-def test_own_weights_that_do_not_fit_are_refused(folders):
+def test_trained_weights_that_do_not_fit_are_refused(folders):
     """The weights have correct checksums, as an attacker would write them."""
     path = folders / "slim/model.safetensors"
     good = load_file(path)
@@ -351,7 +351,7 @@ def test_own_weights_that_do_not_fit_are_refused(folders):
 
 
 @pytest.mark.parametrize("separator", ["  ", " *"])
-def test_digests_as_sha256sum_writes_them(folders, separator):
+def test_digests_in_the_format_of_sha256sum_are_accepted(folders, separator):
     """`sha256sum` marks text files and, with `-b`, binary files."""
     sums = folders / "full/SHA256SUMS"
     digest = hashlib.sha256((folders / "full/model.safetensors").read_bytes()).hexdigest()
@@ -365,6 +365,6 @@ def test_digests_as_sha256sum_writes_them(folders, separator):
 @pytest.mark.parametrize(
     "content", [b"\xff", b"SHA256 (model.safetensors) = " + b"0" * 64, b"0" * 63 + b"  model.safetensors"]
 )
-def test_checksums_that_are_none_are_named(folders, content, no_weights_read):
+def test_invalid_checksums_are_named(folders, content, no_weights_read):
     (folders / "full/SHA256SUMS").write_bytes(content)
     check_refused(folders / "full", r"SHA256SUMS \(.*\) (is damaged|holds .* which is no line of `sha256sum`)")

@@ -54,7 +54,7 @@ def table(text: str) -> dict[str, list[str]]:
     return {cells[0].strip("`"): [cell.strip("`") for cell in cells[1:]] for cells in lines}
 
 
-def test_results_are_those_of_the_report_and_the_hub_reads_them(run):
+def test_results_equal_the_report_and_are_readable_by_the_hub(run):
     card = ModelCard.load(write_model_card(run, repo_id="someone/asr"))
     report = json.loads((run / "test.json").read_text())
     assert card.data.language == ["en", "es"]
@@ -79,7 +79,7 @@ def test_results_are_those_of_the_report_and_the_hub_reads_them(run):
     assert table(section(card, "Languages"))["es"] == ["Spanish"]
 
 
-def test_training_is_what_the_run_recorded(run):
+def test_training_is_described_from_the_record_of_the_run(run):
     record = json.loads((run / "training_run.json").read_text())
     card = ModelCard.load(write_model_card(run))
     training = section(card, "Training")
@@ -101,7 +101,7 @@ def test_training_is_what_the_run_recorded(run):
     assert set(re.findall(r"!\[.*\]\((.*)\)", card.text)) == {"training_curves.png", "expert_usage_test.png"}
 
 
-def test_another_form_of_a_checkpoint_has_the_run_of_the_first(run, parts, tmp_path):
+def test_another_form_of_a_checkpoint_keeps_the_record_of_the_run(run, parts, tmp_path):
     """A push in another form writes such a card."""
     model, processor = LlmAsrForConditionalGeneration.from_pretrained(run), LlmAsrProcessor.from_pretrained(run)
     save_checkpoint(model, processor, tmp_path / "slim", "slim")
@@ -122,7 +122,7 @@ def test_a_run_that_logged_nothing_has_a_card_without_curves(run):
     assert re.findall(r"!\[.*\]\((.*)\)", card.text) == ["expert_usage_test.png"]
 
 
-def test_hours_of_a_resumed_run_are_those_of_all_its_sessions(run):
+def test_hours_of_a_resumed_run_include_all_sessions(run):
     before = json.loads((run / "training_run.json").read_text())
     shutil.rmtree(run / "checkpoint-4")
     (run / "training_run.json").write_text(json.dumps({**before, "hours": 5.0}))
@@ -156,7 +156,7 @@ def test_the_snippet_without_an_id_runs_in_the_folder(checkpoint, recordings, mo
     assert capsys.readouterr().out
 
 
-def test_what_is_not_known_is_not_told(checkpoint, parts):
+def test_unknown_facts_are_omitted(checkpoint, parts):
     card = ModelCard.load(write_model_card(checkpoint))
     assert card.data.to_dict().keys() == {"library_name", "pipeline_tag", "tags"}
     assert section(card, "Languages").strip() == "Not stated."
@@ -172,7 +172,7 @@ def test_what_is_not_known_is_not_told(checkpoint, parts):
     assert "Speech recognition: a whisper encoder, a `cif` projector and a qwen2 language model." in card.text
 
 
-def test_a_report_that_names_no_dataset_is_in_the_text_alone(run):
+def test_a_report_without_a_dataset_is_only_in_the_text(run):
     report = json.loads((run / "test.json").read_text())
     del report["dataset"]
     (run / "test.json").write_text(json.dumps(report))
@@ -181,7 +181,7 @@ def test_a_report_that_names_no_dataset_is_in_the_text_alone(run):
     assert "whose dataset is not recorded" in section(card, "Results")
 
 
-def test_silence_is_told_as_it_was_measured(run):
+def test_results_on_silence_are_those_of_the_report(run):
     report = json.loads((run / "test.json").read_text())
     report["silence"] = {"recordings": 40, "hallucinated": 2.5, "words_per_recording": 0.1}
     (run / "test.json").write_text(json.dumps(report))
@@ -238,7 +238,7 @@ def test_the_licence_of_a_backbone_in_a_folder(checkpoint, parts, tmp_path):
     assert card.data.base_model is None
 
 
-def test_what_the_run_had_from_the_hub_is_named(run):
+def test_models_and_datasets_of_the_hub_are_named(run):
     record = json.loads((run / "training_run.json").read_text())
     record["started_from"]["audio_tower"] = {"name": "openai/whisper-base", "on_hub": True}
     record["datasets"] = [{"name": "google/fleurs", "on_hub": True}, {"name": "/home/me/own.jsonl", "on_hub": False}]
@@ -250,7 +250,7 @@ def test_what_the_run_had_from_the_hub_is_named(run):
     assert table(section(card, "Parts"))["speech encoder"][0] == "openai/whisper-base"
 
 
-def test_a_card_that_is_there_is_kept(run, capsys):
+def test_an_existing_card_is_kept(run, capsys):
     (run / "README.md").write_text("mine")
     assert main(["card", str(run)]) == 2
     assert "exists already" in capsys.readouterr().err
@@ -295,7 +295,7 @@ def test_on_the_command_line(run, tmp_path, capsys):
         ({"evaluations": ["absent.json"]}, "'absent.json' is not a report"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(checkpoint, options, message):
+def test_contradictory_options_are_refused(checkpoint, options, message):
     with pytest.raises(ValueError, match=message):
         write_model_card(checkpoint, **options)
     assert not (checkpoint / "README.md").exists()

@@ -62,7 +62,7 @@ def edit(path: Path, **settings) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
 
 
-def test_one_commit_holds_all_of_a_checkpoint_and_nothing_else(hub, folder):
+def test_one_commit_contains_exactly_the_checkpoint(hub, folder):
     before = content(folder)
     report = push_checkpoint(folder, REPO)
     files = hub.files(REPO)
@@ -92,7 +92,7 @@ def test_one_commit_holds_all_of_a_checkpoint_and_nothing_else(hub, folder):
 
 
 @pytest.mark.slow
-def test_a_checkpoint_is_loaded_by_revision_and_transcribes_alike(hub, folder, recordings, tmp_path):
+def test_a_checkpoint_loaded_by_revision_gives_the_same_transcripts(hub, folder, recordings, tmp_path):
     expected = []
     commits = []
     for seed in (1, 2):
@@ -128,7 +128,7 @@ def test_a_checkpoint_is_loaded_by_revision_and_transcribes_alike(hub, folder, r
     assert json.loads(run.stdout.splitlines()[-1]) == expected
 
 
-def test_an_update_uploads_what_has_changed(hub, folder):
+def test_an_update_uploads_only_changed_files(hub, folder):
     push_checkpoint(folder, REPO)
     uploaded = hub.count("PUT")
     edit(folder / "processor_config.json", transcription_template="{{ audio_token }} Anew.")
@@ -186,7 +186,7 @@ def test_a_folder_of_other_origin_is_not_pushed_over_a_checkpoint(hub, folder, p
     assert hub.head(REPO) == head
 
 
-def test_a_repository_with_nothing_of_ours_is_filled(hub, folder):
+def test_a_repository_without_a_checkpoint_keeps_its_files(hub, folder):
     api = HfApi()
     api.create_repo(REPO)
     api.upload_file(path_or_fileobj=b"mine", path_in_repo="notes.txt", repo_id=REPO)
@@ -211,7 +211,7 @@ def test_a_commit_made_in_the_meantime_is_not_overwritten(hub, folder, monkeypat
     assert hub.history(REPO)[0] == "Upload notes.txt with huggingface_hub"
 
 
-def test_a_dry_run_says_what_would_be_uploaded_and_touches_nothing(hub, folder, capsys):
+def test_a_dry_run_lists_the_upload_and_changes_nothing(hub, folder, capsys):
     before = content(folder)
     assert main(["push", str(folder), REPO, "--dry-run"]) == 0
     assert {method for method, _ in hub.requests} == {"GET"}
@@ -232,7 +232,7 @@ def test_a_dry_run_says_what_would_be_uploaded_and_touches_nothing(hub, folder, 
     assert "Would push to someone/asr, branch main, a new repository:" in printed
 
 
-def test_an_interrupted_upload_goes_on(hub, folder, capsys):
+def test_an_interrupted_upload_is_continued(hub, folder, capsys):
     push_checkpoint(folder, REPO)
     head = hub.head(REPO)
     shutil.rmtree(folder / ".cache")
@@ -278,7 +278,7 @@ def test_a_server_error_leaves_both_sides_as_they_were(hub, folder, path):
     assert hub.head(REPO) != head
 
 
-def test_a_branch_is_made_when_all_is_uploaded(hub, folder):
+def test_a_branch_is_created_only_after_the_upload(hub, folder):
     push_checkpoint(folder, REPO)
     head = hub.head(REPO)
     edit(folder / "generation_config.json", max_new_tokens=5)
@@ -389,14 +389,14 @@ def tamper(folder: Path) -> None:
         ),
     ],
 )
-def test_what_could_not_be_loaded_is_refused_before_anything_is_sent(hub, folder, spoil, message):
+def test_a_checkpoint_that_cannot_be_loaded_is_refused_before_the_upload(hub, folder, spoil, message):
     spoil(folder)
     with pytest.raises(ValueError, match=message):
         push_checkpoint(folder, REPO)
     assert hub.requests == []
 
 
-def test_a_card_and_the_pictures_that_it_shows_go_along(hub, folder):
+def test_a_card_is_uploaded_with_its_pictures(hub, folder):
     (folder / "README.md").write_text(
         "---\nlicense: mit\n---\n# Mine\n![Curves](curves.png) ![no](https://a.b/c.png)\n"
     )
@@ -411,7 +411,7 @@ def test_a_card_and_the_pictures_that_it_shows_go_along(hub, folder):
     assert "other.png" not in files
 
 
-def test_a_card_on_the_hub_stays(hub, folder):
+def test_a_card_on_the_hub_is_kept(hub, folder):
     HfApi().create_repo(REPO)
     HfApi().upload_file(path_or_fileobj=b"---\nlicense: mit\n---\n# Mine\n", path_in_repo="README.md", repo_id=REPO)
     push_checkpoint(folder, REPO)
@@ -470,7 +470,7 @@ def test_a_processor_alone_keeps_its_code(hub, folder):
     assert "config.json" in hub.files(REPO)
 
 
-def test_a_model_without_a_processor_is_not_pushed_alone(hub, parts):
+def test_a_model_without_a_processor_is_refused(hub, parts):
     model, _ = compose(parts, "conv")
     with pytest.raises(ValueError, match=r"Push both with `llm_asr.publishing.push.push_to_hub"):
         model.push_to_hub(REPO)
@@ -481,7 +481,7 @@ def test_a_model_without_a_processor_is_not_pushed_alone(hub, parts):
     ("options", "message"),
     [({"form": "small"}, "`form` must be one of"), ({"base": "someone/base"}, "is full already; leave them out")],
 )
-def test_options_that_make_no_sense_are_refused(hub, folder, options, message):
+def test_contradictory_options_are_refused(hub, folder, options, message):
     with pytest.raises(ValueError, match=message):
         push_checkpoint(folder, REPO, **options)
     assert hub.requests == []

@@ -122,7 +122,7 @@ def make_model(family, tokenizer, padding=5, **kwargs):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kind", TOKENIZERS)
-def test_what_is_kept_is_said_and_written_as_before(family, kind):
+def test_tokens_and_outputs_of_the_given_texts_do_not_change(family, kind):
     tokenizer = TOKENIZERS[kind]()
     model = make_model(family, tokenizer)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -151,7 +151,7 @@ def test_what_is_kept_is_said_and_written_as_before(family, kind):
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
-def test_other_texts_are_divided_into_more_tokens_and_read_the_same(kind):
+def test_other_texts_have_more_tokens_and_decode_to_the_same_text(kind):
     tokenizer = TOKENIZERS[kind]()
     _, trimmed, _ = trim_vocabulary(make_model("qwen2", tokenizer), tokenizer, TEXTS)
     text = "twelve lazy dogs, восемь! 日本 [x]"
@@ -184,7 +184,7 @@ def test_rare_words_are_divided_into_tokens_that_are_frequent(kind):
         trim_vocabulary(model, tokenizer, texts, min_count=0)
 
 
-def test_words_that_rare_tokens_alone_can_write_are_not_removed():
+def test_rare_tokens_that_a_word_requires_are_kept():
     words = Tokenizer(models.WordLevel({"one": 0, "two": 1, "<unk>": 2, "<eos>": 3}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
@@ -194,7 +194,7 @@ def test_words_that_rare_tokens_alone_can_write_are_not_removed():
         trim_vocabulary(make_model("qwen2", tokenizer), tokenizer, ["one one", "two"], min_count=2)
 
 
-def test_a_character_stays_without_which_the_unknown_token_would_win():
+def test_a_character_is_kept_if_the_unknown_token_would_replace_it():
     # Unknown characters score 10 below the least token: without "а", "бвг" behind an unknown one would beat "аб" and "вг".
     scores = {"<unk>": 0.0, "<eos>": 0.0, "а": -40.0, "аб": -20.0, "вг": -15.0, "бвг": -3.0, "дежз": -1.0}
     tokenizer = Tokenizer(models.Unigram(list(scores.items()), unk_id=0))
@@ -205,7 +205,7 @@ def test_a_character_stays_without_which_the_unknown_token_would_win():
     assert "дежз" not in trimmed.get_vocab()
 
 
-def test_placeholders_go_unless_they_are_named():
+def test_placeholders_are_removed_unless_a_setting_names_them():
     tokenizer = make_byte_fallback_bpe()
     unused = tokenizer.convert_tokens_to_ids("<unused3>")
     model = make_model("gemma3_text", tokenizer, eos_token_id=[tokenizer.eos_token_id, unused])
@@ -274,7 +274,7 @@ def test_a_tokenizer_that_is_longer_than_the_embedding_is_refused():
         trim_vocabulary(model, tokenizer, TEXTS)
 
 
-def test_texts_must_be_there_and_strings():
+def test_texts_must_be_strings_and_not_empty():
     tokenizer = make_byte_level_bpe()
     model = make_model("qwen2", tokenizer)
     with pytest.raises(TypeError, match="several strings"):
@@ -329,7 +329,7 @@ def test_a_model_with_a_second_table_of_tokens_is_refused():
         trim_vocabulary(Qwen2WithSecondTable(config), tokenizer, TEXTS)
 
 
-def test_a_chat_template_and_its_tokens_stay(parts):
+def test_a_chat_template_and_its_tokens_are_kept(parts):
     tokenizer = make_tokenizer()
     _, trimmed, _ = trim_vocabulary(make_model("qwen2", tokenizer), tokenizer, ["one two"])
     messages = [{"role": "user", "content": "Transcribe the speech."}]

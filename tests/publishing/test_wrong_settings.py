@@ -70,7 +70,7 @@ def test_config(spoil, place, value, message):
 
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
-def test_brackets_without_end(saved, tmp_path, name):
+def test_deeply_nested_brackets_are_refused(saved, tmp_path, name):
     folder = shutil.copytree(saved / "full", tmp_path / "deep")
     (folder / name).write_text('{"a": ' + "[" * 100_000)
     with pytest.raises(ValueError, match=f"{name} of .* is cut short or damaged"):
@@ -111,7 +111,7 @@ def test_files_of_a_processor(spoil, name, place, value):
 
 @pytest.mark.parametrize("content", ["", "[1]", "null", '{"added_tokens": ['])
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "processor_config.json"])
-def test_files_of_a_processor_that_are_cut_short(saved, tmp_path, name, content):
+def test_truncated_files_of_a_processor(saved, tmp_path, name, content):
     folder = shutil.copytree(saved / "full", tmp_path / "cut")
     (folder / name).write_text(content)
     with pytest.raises((ValueError, OSError), match=name):

@@ -43,14 +43,14 @@ def run(scenario, **options):
     return worker.batches
 
 
-def test_items_that_come_together_are_computed_together():
+def test_items_submitted_together_are_computed_together():
     async def scenario(batcher, worker):
         assert await asyncio.gather(*(batcher.submit(item, 1.0) for item in range(10))) == [n**2 for n in range(10)]
 
     assert run(scenario) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
-def test_a_single_item_waits_for_others_and_no_longer_than_it_is_told():
+def test_a_single_item_waits_at_most_the_given_time():
     async def scenario(batcher, worker):
         loop = asyncio.get_running_loop()
         start = loop.time()
@@ -63,7 +63,7 @@ def test_a_single_item_waits_for_others_and_no_longer_than_it_is_told():
     assert run(scenario, max_wait_s=0.15) == [[1], [2, 3]]
 
 
-def test_while_a_batch_is_computed_the_next_is_gathered():
+def test_the_next_batch_is_collected_during_a_computation():
     async def scenario(batcher, worker):
         worker.may_go_on.clear()
         first = asyncio.create_task(batcher.submit(0, 1.0))
@@ -85,7 +85,7 @@ def test_size_counts_padding():
     assert run(scenario, max_size=10.0) == [[3, 4], [1, 1], [20], [2]]
 
 
-def test_there_is_room_for_so_many_and_others_wait_for_it():
+def test_items_beyond_the_size_of_the_queue_wait():
     async def scenario(batcher, worker):
         worker.may_go_on.clear()
         tasks = [asyncio.create_task(batcher.submit(item, 1.0)) for item in range(8)]
@@ -97,7 +97,7 @@ def test_there_is_room_for_so_many_and_others_wait_for_it():
     run(scenario, max_items=2, max_queued=2)
 
 
-def test_whoever_has_left_is_not_computed():
+def test_cancelled_items_are_not_computed():
     async def scenario(batcher, worker):
         worker.may_go_on.clear()
         tasks = [asyncio.create_task(batcher.submit(item, 1.0)) for item in range(4)]
@@ -110,7 +110,7 @@ def test_whoever_has_left_is_not_computed():
     assert run(scenario, max_items=1) == [[0], [1], [3]]
 
 
-def test_a_batch_that_fails_fails_for_those_who_cause_it():
+def test_only_items_that_cause_an_error_fail():
     async def scenario(batcher, worker):
         found = await asyncio.gather(*(batcher.submit(item, 1.0) for item in (1, 2, -1, 3)), return_exceptions=True)
         assert found[:2] + found[3:] == [1, 4, 9]
@@ -120,7 +120,7 @@ def test_a_batch_that_fails_fails_for_those_who_cause_it():
 
 
 @pytest.mark.parametrize("fault", ["on_batch", "compute"])
-def test_the_worker_outlives_every_fault(fault):
+def test_the_worker_continues_after_an_error(fault):
     """Otherwise later items would wait endlessly."""
     faults = [RuntimeError("once")]
 
@@ -145,7 +145,7 @@ def test_the_worker_outlives_every_fault(fault):
     run(scenario)
 
 
-def test_nothing_waits_for_a_batcher_that_has_stopped():
+def test_a_stopped_batcher_refuses_items():
     async def scenario(batcher, worker):
         await batcher.stop()
         assert not batcher.is_running

@@ -26,7 +26,7 @@ def written(folder):
     return {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
 
 
-def test_once_for_each_content(checkpoint, tmp_path):
+def test_each_content_is_exported_once(checkpoint, tmp_path):
     cache = tmp_path / "cache"
     exported = export_cached(str(checkpoint), cache)
     LlmAsrFrontEnd.from_pretrained(exported / "front_end")
@@ -59,7 +59,7 @@ def test_once_for_each_content(checkpoint, tmp_path):
         "damaged digests",
     ],
 )
-def test_a_damaged_export_is_made_anew(checkpoint, tmp_path, damage):
+def test_a_damaged_export_is_replaced(checkpoint, tmp_path, damage):
     cache = tmp_path / "cache"
     exported = export_cached(str(checkpoint), cache)
     whole = {file.relative_to(exported): file.read_bytes() for file in exported.rglob("*") if file.is_file()}
@@ -86,7 +86,7 @@ def test_a_damaged_export_is_made_anew(checkpoint, tmp_path, damage):
     assert whole == {file.relative_to(exported): file.read_bytes() for file in exported.rglob("*") if file.is_file()}
 
 
-def test_what_a_killed_export_has_left_is_removed(checkpoint, tmp_path):
+def test_leftovers_of_a_killed_export_are_removed(checkpoint, tmp_path):
     cache = tmp_path / "cache"
     name = export_cached(str(checkpoint), cache).name
     shutil.rmtree(cache / name)

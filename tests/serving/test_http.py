@@ -89,8 +89,9 @@ def long_recording():
     return encode(np.concatenate(pieces), 22050, "FLAC")
 
 
-def post(address, contents, name="speech.wav", data=None, **kwargs):
-    return httpx.post(address + ROUTE, files={"file": (name, contents)}, data=data or {}, timeout=60, **kwargs)
+def post(address, contents, name="speech.wav", data=None, path="transcriptions", **kwargs):
+    route = ROUTE.replace("transcriptions", path)
+    return httpx.post(address + route, files={"file": (name, contents)}, data=data or {}, timeout=60, **kwargs)
 
 
 def metric(address, name):
@@ -113,7 +114,7 @@ def check_error(response, status, message, param=None, code=None):
     return error
 
 
-def test_the_same_as_the_pipeline(address, transcriber, speech, long_recording):
+def test_responses_equal_the_output_of_the_pipeline(address, transcriber, speech, long_recording):
     for contents in (*speech, long_recording):
         for options in ({}, {"language": "es"}, {"prompt": "cuatro cinco"}, {"keywords": ["Ana", "uno dos"]}):
             expected = transcriber(contents, **options)["text"]
@@ -124,7 +125,29 @@ def test_the_same_as_the_pipeline(address, transcriber, speech, long_recording):
             assert response.json()["text"] == expected
 
 
-def test_what_phones_and_browsers_record(address, transcriber):
+def test_translations(address, transcriber, speech, long_recording):
+    for fields, target in (({}, "English"), ({"target_language": "de", "language": "es"}, "German")):
+        options = {"task": "translate", "target_language": target, "language": fields.get("language")}
+        for contents in (speech[0], long_recording):
+            expected = transcriber(contents, return_timestamps=True, **options)
+            response = post(address, contents, data=fields, path="translations")
+            assert response.json()["text"] == expected["text"] != transcriber(contents)["text"]
+            verbose = post(
+                address, contents, data={**fields, "response_format": "verbose_json"}, path="translations"
+            ).json()
+            assert (verbose["task"], verbose["language"]) == ("translate", target.lower())
+            times = [(segment["start"], segment["end"]) for segment in verbose["segments"]]
+            assert times == [chunk["timestamp"] for chunk in expected["chunks"]]
+    words = {"response_format": "verbose_json", "timestamp_granularities[]": "word"}
+    response = post(address, speech[0], data=words, path="translations")
+    check_error(response, 400, "The words of a translation are not spoken", "timestamp_granularities")
+    response = post(address, speech[0], data={"target_language": "xx"}, path="translations")
+    check_error(response, 400, "'xx' is not among", "target_language")
+    response = post(address, speech[0], data={"target_language": "en"})
+    check_error(response, 400, "`target_language` is not supported", "target_language")
+
+
+def test_formats_of_phones_and_browsers_are_read(address, transcriber):
     for container, codec in (("ipod", "aac"), ("webm", "libopus")):
         contents = encode_container(noise(2.0), 16000, container, codec)
         response = post(address, contents, data={"response_format": "verbose_json"})
@@ -133,7 +156,7 @@ def test_what_phones_and_browsers_record(address, transcriber):
         assert 1.9 < response.json()["duration"] < 2.1
 
 
-def test_many_at_once_get_what_each_gets_alone(address, transcriber):
+def test_concurrent_requests_get_the_same_texts_as_single_requests(address, transcriber):
     files = [encode(noise(0.3 + number / 8, number)) for number in range(16)]
     expected = [transcriber(contents)["text"] for contents in files]
     assert len(set(expected)) > 4
@@ -224,7 +247,7 @@ def test_openai_client(address, transcriber, speech):
     assert refused.value.code == "invalid_audio"
 
 
-def test_a_language_that_is_not_known(address, speech):
+def test_an_unknown_language_is_refused(address, speech):
     response = post(address, speech[0], data={"language": "xx"})
     check_error(response, 400, "'xx' is not among the 119 languages", "language", "unsupported_language")
 
@@ -282,7 +305,7 @@ NOT_RECORDINGS = {
 
 
 @pytest.mark.parametrize("name", NOT_RECORDINGS)
-def test_what_is_no_recording(address, speech, name):
+def test_files_that_are_not_recordings_are_refused(address, speech, name):
     if name == "NaN":
         contents = io.BytesIO()
         soundfile.write(contents, np.full(16000, np.nan, "float32"), 16000, format="WAV", subtype="FLOAT")
@@ -324,7 +347,7 @@ def test_forms_that_are_refused(address, speech):
     assert post(address, speech[0]).status_code == 200
 
 
-def test_what_is_too_large_or_too_long(checkpoint, cache, speech):
+def test_files_that_are_too_large_or_too_long_are_refused(checkpoint, cache, speech):
     options = {"max_upload_mb": 0.5, "max_recording_s": 30.0}
     with serve(checkpoint, cache, "--engine", "transformers", **options) as address:
         large = encode(noise(60))
@@ -342,7 +365,7 @@ def test_what_is_too_large_or_too_long(checkpoint, cache, speech):
         assert post(address, speech[0]).status_code == 200
 
 
-def test_nothing_is_written(address, speech, long_recording, tmp_path, monkeypatch):
+def test_the_server_writes_no_files(address, speech, long_recording, tmp_path, monkeypatch):
     """This includes the folder for temporary files."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
     with pytest.raises(FileNotFoundError):
@@ -354,7 +377,7 @@ def test_nothing_is_written(address, speech, long_recording, tmp_path, monkeypat
     assert set(Path.cwd().iterdir()) == before
 
 
-def test_a_key(checkpoint, cache, speech):
+def test_requests_need_the_api_key(checkpoint, cache, speech):
     with serve(checkpoint, cache, "--engine", "transformers", api_key="geheim") as address:
         for headers in ({}, {"Authorization": "Bearer geheiM"}, {"Authorization": "geheim"}, {"Authorization": "ä"}):
             encoded = {name: value.encode("latin-1") for name, value in headers.items()}
@@ -380,7 +403,7 @@ def begin_upload(address, rest=b""):
     return client
 
 
-def test_when_all_places_are_taken(checkpoint, cache, speech):
+def test_requests_beyond_the_limit_are_refused(checkpoint, cache, speech):
     with serve(checkpoint, cache, "--engine", "transformers", max_requests=2) as address:
         with begin_upload(address), begin_upload(address):
             wait_until(lambda: metric(address, "requests_in_progress") == 2)
@@ -393,7 +416,7 @@ def test_when_all_places_are_taken(checkpoint, cache, speech):
         assert metric(address, 'requests_total{status="499"}') == 2
 
 
-def test_a_client_that_is_too_slow(checkpoint, cache):
+def test_a_slow_upload_is_aborted(checkpoint, cache):
     with serve(checkpoint, cache, "--engine", "transformers", upload_timeout_s=0.3) as address:
         with begin_upload(address) as client:
             client.shutdown(socket.SHUT_WR)
@@ -403,7 +426,7 @@ def test_a_client_that_is_too_slow(checkpoint, cache):
 
 
 @pytest.mark.parametrize("stream", ["false", "true"])
-def test_a_client_that_leaves(checkpoint, cache, speech, stream):
+def test_a_request_of_a_disconnected_client_is_cancelled(checkpoint, cache, speech, stream):
     with serve(checkpoint, cache, "--engine", "transformers") as address:
         # The recording has 260 segments.
         request = {"files": {"file": ("a.wav", encode(np.tile(noise(60), 13)))}, "data": {"stream": stream}}
@@ -464,7 +487,7 @@ def test_sigterm_lets_requests_finish(checkpoint, cache, transcriber):
         server.wait()
 
 
-def test_pages_of_other_origins_may_ask_if_they_are_named(checkpoint, cache, speech):
+def test_pages_of_configured_origins_are_allowed(checkpoint, cache, speech):
     preflight = {"Origin": "https://example.org", "Access-Control-Request-Method": "POST"}
     with serve(checkpoint, cache, "--engine", "transformers", cors_origins=("https://example.org",)) as address:
         allowed = httpx.options(address + ROUTE, headers=preflight)
@@ -479,12 +502,12 @@ def test_pages_of_other_origins_may_ask_if_they_are_named(checkpoint, cache, spe
         assert "access-control-allow-origin" not in other.headers
 
 
-def test_no_other_origin_may_ask_by_default(address):
+def test_other_origins_are_refused_by_default(address):
     answer = httpx.get(address + "/health", headers={"Origin": "https://example.org"})
     assert "access-control-allow-origin" not in answer.headers
 
 
-def test_one_upload_does_not_break_those_of_others(address, transcriber, recordings):
+def test_a_broken_upload_does_not_affect_others(address, transcriber, recordings):
     """Samples of 1e30 would make CIF's weights NaN."""
     broken = io.BytesIO()
     soundfile.write(broken, np.full(16000, 1e30, "float32"), 16000, format="WAV", subtype="FLOAT")
@@ -498,7 +521,7 @@ def test_one_upload_does_not_break_those_of_others(address, transcriber, recordi
 
 
 @pytest.mark.parametrize("part", ["front_end", "engine"])
-def test_health_is_that_requests_would_be_answered(checkpoint, cache, speech, part):
+def test_health_reports_whether_requests_can_be_answered(checkpoint, cache, speech, part):
     servers = []
     with serve(checkpoint, cache, "--engine", "transformers", on_made=servers.append) as address:
         assert httpx.get(address + "/health").status_code == 200

@@ -50,13 +50,13 @@ def write(processor, segments, language=None):
         ([], None, ""),
     ],
 )
-def test_the_parts_are_the_transcript(processor, segments, language, expected):
+def test_the_parts_make_the_transcript(processor, segments, language, expected):
     parts, text = write(processor, segments, language)
     assert "".join(parts) == text == expected
     assert not any("\N{REPLACEMENT CHARACTER}" in part for part in parts)
 
 
-def test_text_comes_as_soon_as_it_is_known(processor):
+def test_text_is_sent_as_soon_as_it_is_final(processor):
     parts, _ = write(processor, ["Spanish\nuno dos tres cuatro"])
     assert sum(map(bool, parts)) >= 4
     assert "uno" in "".join(parts[: len(parts) // 2 + 2])

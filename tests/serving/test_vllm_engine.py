@@ -228,7 +228,7 @@ def test_sampling(make_transcriber, run):
     assert len(found) > 2
 
 
-def test_whoever_is_cancelled_leaves_the_engine(engine, make_transcriber, run):
+def test_a_cancelled_request_is_removed_from_the_engine(engine, make_transcriber, run):
     transcriber = make_transcriber("conv")
     job = Request(encode(np.tile(noise(30), 4)), None, None, Decoding(temperature=0.0))
 
@@ -250,7 +250,7 @@ def test_whoever_is_cancelled_leaves_the_engine(engine, make_transcriber, run):
 
 
 @pytest.mark.parametrize("options", [{"num_beams": 4}, {"repetition_penalty": 1.2}, {"no_repeat_ngram_size": 3}])
-def test_what_vllm_does_in_another_way_is_refused(options):
+def test_options_with_another_meaning_in_vllm_are_refused(options):
     check_is_followed(GenerationConfig(do_sample=False, num_beams=1, eos_token_id=1, suppress_tokens=[3]))
     with pytest.raises(ValueError, match=next(iter(options))):
         check_is_followed(GenerationConfig(**options))
@@ -261,7 +261,7 @@ def test_unknown_engine_arguments(exports):
         VllmEngine(exports / "conv" / "language_model", "auto", {"no_such_option": 1})
 
 
-def test_as_a_program(models, tmp_path, monkeypatch):
+def test_the_command_serves_a_checkpoint(models, tmp_path, monkeypatch):
     """The server answers, cancels the request of a disconnected client, and finishes requests after SIGTERM."""
     model, processor = models["moe_cif"]
     monkeypatch.setattr(model.generation_config, "max_new_tokens", 12)

@@ -100,7 +100,7 @@ def test_the_report_has_effects_costs_plots_and_outputs(done):
     assert re.findall(r"\| top 1 \| [\d.]+ \| (\w+) \|", markdown) == ["moe_cif", "conv"]
 
 
-def test_what_a_run_heard_and_wrote_is_kept_for_each_recording(done):
+def test_the_reference_and_output_of_a_run_are_kept_for_each_recording(done):
     results = load_experiment(done).results
     rows = parse_outputs((results / "train" / "moe_cif-0.test.jsonl.gz").read_bytes())
     assert [row["reference"] for row in rows] == ["one two", "three", "uno dos tres", "cuatro cinco"]
@@ -153,7 +153,7 @@ def test_only_the_projector_differs(done):
     }
 
 
-def test_what_is_finished_is_not_done_again_and_the_report_is_made_of_the_manifests_alone(copied, monkeypatch):
+def test_finished_runs_are_not_repeated_and_the_report_needs_only_the_manifests(copied, monkeypatch):
     results = load_experiment(copied).results
     before = (results / "report.json").read_bytes()
     for file in results.glob("report.*"):
@@ -179,7 +179,7 @@ class Stop(TrainerCallback):
 @pytest.mark.parametrize(
     ("stop", "ends_with", "goes_on_from"), [(Stop(3, None), SystemExit, 2), (Stop(2, signal.SIGTERM), Interrupted, 3)]
 )
-def test_an_interrupted_run_ends_as_if_it_had_not_been(fresh, stop, ends_with, goes_on_from):
+def test_an_interrupted_run_ends_with_the_results_of_an_uninterrupted_run(fresh, stop, ends_with, goes_on_from):
     experiment, data = fresh
     # A stopped run skips a due evaluation, so no evaluation is due here.
     experiment.training.update(max_steps=5, eval_steps=5)
@@ -204,7 +204,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(fresh, stop, ends_with, g
     assert not (experiment.runs / "train" / "cut").exists()
 
 
-def test_with_lora_the_language_model_begins_alike_and_is_tested_as_trained(parts, tmp_path):
+def test_lora_starts_from_equal_weights_and_is_tested_as_trained(parts, tmp_path):
     text_model = {"audio_model": parts["whisper"], "text_model": parts["qwen2"], "lora_rank": 2, "lora_alpha": 8}
     experiment = load_experiment(write_experiment(tmp_path, parts, model=text_model))
     data = load_data(experiment)
@@ -226,7 +226,7 @@ def test_with_lora_the_language_model_begins_alike_and_is_tested_as_trained(part
     assert found == pytest.approx(first["results"]["validation"]["eval_cer"])
 
 
-def test_refuses_to_resume_another_run(fresh):
+def test_resuming_another_run_is_refused(fresh):
     experiment, data = fresh
     with pytest.raises(SystemExit):
         run(experiment, data, experiment.arm("cif"), 0, Tuning(1e-3), "a", callbacks=(lambda trainer: Stop(3, None),))
@@ -234,7 +234,7 @@ def test_refuses_to_resume_another_run(fresh):
         run(experiment, data, experiment.arm("cif"), 0, Tuning(2e-3), "a")
 
 
-def test_refuses_before_training_what_could_not_be_compared(copied, monkeypatch):
+def test_incomparable_runs_are_refused_before_training(copied, monkeypatch):
     training = yaml.safe_load(copied.read_text())["training"]
     change(copied, training={**training, "weight_decay": 0.5}, seeds=[0, 1, 2])
     monkeypatch.setattr("comparison.running.ComparisonTrainer.train", None)
@@ -242,7 +242,7 @@ def test_refuses_before_training_what_could_not_be_compared(copied, monkeypatch)
         compare.main([str(copied), "train"])
 
 
-def test_refuses_finished_runs_of_an_arm_that_is_another_now(copied):
+def test_finished_runs_of_a_changed_arm_are_refused(copied):
     arms = yaml.safe_load(copied.read_text())["arms"]
     change(copied, arms={**arms, "moe": {"projector_type": "moe", "num_experts": 3}})
     for stage in ("train", "report"):
@@ -271,7 +271,7 @@ def test_refuses_finished_runs_of_an_arm_that_is_another_now(copied):
         (("initial_projector", "downsampler.convs.0.weight", 1), "0", r"initial_projector\.downsampler"),
     ],
 )
-def test_refuses_to_compare_runs_that_differ_in_more(done, path, value, message):
+def test_runs_with_further_differences_are_refused(done, path, value, message):
     manifests = copy.deepcopy([m for m in manifests_of(done, "train") if m["arm"] in ("conv", "moe")])
     check_manifests(manifests)
     *parents, last = path
@@ -283,7 +283,7 @@ def test_refuses_to_compare_runs_that_differ_in_more(done, path, value, message)
         check_manifests(manifests)
 
 
-def test_refuses_outputs_that_no_run_wrote_and_missing_runs(copied):
+def test_changed_outputs_and_missing_runs_are_refused(copied):
     experiment = load_experiment(copied)
     file = experiment.results / "train" / "cif-1.test.jsonl.gz"
     shutil.copy(experiment.results / "train" / "cif-0.test.jsonl.gz", file)
@@ -294,7 +294,7 @@ def test_refuses_outputs_that_no_run_wrote_and_missing_runs(copied):
         make_report(experiment)
 
 
-def test_processes_share_the_runs_out(copied):
+def test_processes_divide_the_runs(copied):
     experiment = load_experiment(copied)
     folder = experiment.results / "train"
     before = {file: json.loads(file.read_text()) for file in folder.glob("c*.json")}
@@ -312,7 +312,7 @@ def test_processes_share_the_runs_out(copied):
         assert json.loads(file.read_text())["final_weights"] == manifest["final_weights"]
 
 
-def test_a_run_that_another_process_leaves_unfinished_is_taken_over(copied):
+def test_a_run_that_another_process_left_unfinished_is_continued(copied):
     experiment = load_experiment(copied)
     held, later = (experiment.results / "train" / f"{name}.json" for name in ("conv-0", "moe-1"))
     held.unlink()
@@ -328,7 +328,7 @@ def test_a_run_that_another_process_leaves_unfinished_is_taken_over(copied):
     assert held.exists()
 
 
-def test_the_learning_rate_with_the_lowest_wer_is_taken(copied):
+def test_the_learning_rate_with_the_lowest_wer_is_chosen(copied):
     change(copied, learning_rates=[1e-3, 2e-3, 3e-3, 4e-3])
     comparison = compare.Comparison(load_experiment(copied))
     folder = comparison.experiment.results / "search"
@@ -349,7 +349,7 @@ def test_the_learning_rate_with_the_lowest_wer_is_taken(copied):
         comparison.train()
 
 
-def test_a_rate_at_which_training_diverges_is_a_finding(copied, monkeypatch):
+def test_a_learning_rate_at_which_training_diverges_is_reported(copied, monkeypatch):
     change(copied, learning_rates=[1e-3, 5.0])
 
     def diverge(*args, **kwargs):
@@ -365,7 +365,7 @@ def test_a_rate_at_which_training_diverges_is_a_finding(copied, monkeypatch):
     assert compare.Comparison(load_experiment(copied)).best_tuning("conv") == Tuning(1e-3)
 
 
-def test_what_was_tried_for_one_arm_only_is_in_the_report(copied):
+def test_settings_tried_for_only_one_arm_are_reported(copied):
     search = load_experiment(copied).results / "search"
     manifest = json.loads((search / "conv-1000-0.001.json").read_text())
     manifest["learning_rate"] = 7.0
@@ -381,7 +381,7 @@ def test_what_was_tried_for_one_arm_only_is_in_the_report(copied):
     assert "Best at an end of what was tried" not in markdown
 
 
-def test_loudness_is_tuned_as_the_learning_rate_is(parts, tmp_path):
+def test_loudness_is_tuned_like_the_learning_rate(parts, tmp_path):
     file = write_experiment(tmp_path, parts, loudness=[None, 1, 3], ablations={}, ablation_seeds=[])
     compare.main([str(file)])
     results = load_experiment(file).results
@@ -408,7 +408,7 @@ def test_loudness_is_tuned_as_the_learning_rate_is(parts, tmp_path):
         check_manifests(trained)
 
 
-def test_packed_hypotheses_are_reported_on_alike(copied):
+def test_packed_hypotheses_give_the_same_report(copied):
     """Equal hypotheses give equal archives."""
     compare.main([str(copied), "report"])
     results = load_experiment(copied).results

@@ -19,7 +19,7 @@ from tiny_experiment import ARMS, write_experiment
 from llm_asr.training.data_collator import LlmAsrDataCollator
 
 
-def test_projectors_begin_alike_where_they_are_alike(parts, tmp_path):
+def test_equal_parts_of_projectors_have_equal_initial_weights(parts, tmp_path):
     experiment = load_experiment(write_experiment(tmp_path, parts))
     states = {}
     for arm in ARMS[:4]:
@@ -43,7 +43,7 @@ def test_projectors_begin_alike_where_they_are_alike(parts, tmp_path):
 
 
 @pytest.mark.parametrize("projector", [*({"projector_type": arm} for arm in ARMS[:4]), {"num_shared_experts": 1}])
-def test_projectors_begin_as_loud_as_they_are_told(fresh, projector):
+def test_projectors_start_with_the_given_loudness(fresh, projector):
     experiment, data = fresh
     projector = {"projector_type": "moe", **experiment.projector, **projector}
     model, processor = compose_model(experiment, projector)
@@ -63,7 +63,7 @@ def test_projectors_begin_as_loud_as_they_are_told(fresh, projector):
         assert loudness() == pytest.approx(wanted)
 
 
-def test_an_experiment_begins_from_another(parts, tmp_path):
+def test_an_experiment_inherits_from_its_base(parts, tmp_path):
     write_experiment(tmp_path, parts)
     (tmp_path / "other.yaml").write_text("base: experiment.yaml\nname: other\nseeds: [5, 6, 7]\nablation_seeds: [7]\n")
     base, other = (load_experiment(tmp_path / f"{name}.yaml") for name in ("experiment", "other"))
@@ -73,7 +73,7 @@ def test_an_experiment_begins_from_another(parts, tmp_path):
 
 
 @pytest.mark.parametrize(("cif_target", "counts"), [("word", [2, 3]), ("character", [7, 12])])
-def test_cif_is_told_what_to_fire(fresh, cif_target, counts):
+def test_cif_receives_the_target_counts_of_its_unit(fresh, cif_target, counts):
     experiment, data = fresh
     assert [count_targets(text, cif_target) for text in ("one two", "uno  dos tres ")] == counts
     _, processor = compose_model(experiment, {"projector_type": "cif"})
@@ -104,13 +104,13 @@ def test_cif_is_told_what_to_fire(fresh, cif_target, counts):
         ({"sedes": [0, 1]}, r"unknown fields \['sedes'\]"),
     ],
 )
-def test_refuses_an_impossible_experiment(parts, tmp_path, changes, message):
+def test_an_impossible_experiment_is_refused(parts, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         load_experiment(write_experiment(tmp_path, parts, **changes))
 
 
 @pytest.mark.parametrize("name", ["recorded", "loudness", "espeak", "smollm2"])
-def test_the_experiments_that_are_published_can_be_read(name):
+def test_the_published_experiments_can_be_read(name):
     experiment = load_experiment(Path(compare.__file__).parent / f"{name}.yaml")
     assert set(FACTORIAL_ARMS) <= set(experiment.arms)
     assert any(

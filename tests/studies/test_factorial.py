@@ -39,7 +39,7 @@ def simulate(rng, rates, num_seeds=5, num_utterances=150, seed_sd=0.5):
     return SeededErrors(ARMS[: len(rates)], errors, lengths)
 
 
-def test_effects_that_were_put_in_come_out():
+def test_simulated_effects_are_recovered():
     # MoE lowers the rate by 3 points without CIF and by 5 with it. CIF lowers it by 6 without MoE and by 8 with it.
     words = np.array([100, 300])
     percent = np.array([20.0, 17.0, 14.0, 9.0])
@@ -53,7 +53,7 @@ def test_effects_that_were_put_in_come_out():
     assert found["full"]["ratio_interval"] == pytest.approx([9 / 20, 9 / 20])
 
 
-def test_rates_are_of_the_corpus_and_not_means_of_utterances():
+def test_rates_are_computed_over_the_corpus_and_not_averaged_over_utterances():
     data = SeededErrors(("a",), np.array([[[1, 0], [1, 4]]]), np.array([1, 9]))
     assert data.rates.tolist() == [[10.0, 50.0]]
     found = arm_report(data, bootstrap_rates(data, 100))["a"]
@@ -62,7 +62,7 @@ def test_rates_are_of_the_corpus_and_not_means_of_utterances():
     assert found["interval"][0] < 30 < found["interval"][1]
 
 
-def test_if_only_seeds_differ_it_is_the_paired_t_test_over_seeds():
+def test_the_test_equals_the_paired_t_test_if_only_seeds_differ():
     rng = np.random.default_rng(0)
     by_seed = 10 + rng.normal(0, 1, (2, 5)) + np.array([[0.0], [1.0]])
     lengths = rng.integers(2, 12, 40)
@@ -74,7 +74,7 @@ def test_if_only_seeds_differ_it_is_the_paired_t_test_over_seeds():
     assert found["interval"] == pytest.approx(expected.confidence_interval(0.95))
 
 
-def test_if_only_utterances_differ_it_is_their_paired_standard_error():
+def test_the_error_equals_the_paired_standard_error_if_only_utterances_differ():
     rng = np.random.default_rng(1)
     lengths = np.full(60, 8)
     errors = np.repeat(rng.poisson(1.0, (2, 1, 60)), 4, axis=1)
@@ -119,7 +119,7 @@ def test_the_bootstrap_is_paired():
     assert found["p_value"] == 1
 
 
-def test_the_bootstrap_is_the_same_for_a_seed_and_as_good_in_blocks(monkeypatch):
+def test_the_bootstrap_is_reproducible_and_independent_of_the_block_size(monkeypatch):
     data = simulate(np.random.default_rng(5), [10.0, 8.0])
     whole = bootstrap_rates(data, 2000, seed=1)
     assert (whole == bootstrap_rates(data, 2000, seed=1)).all()
@@ -139,7 +139,7 @@ def few_objects():
     gc.unfreeze()
 
 
-def test_intervals_cover_the_truth_and_tests_rarely_reject_it(few_objects):
+def test_intervals_cover_the_true_effect_and_tests_rarely_reject_it(few_objects):
     rng = np.random.default_rng(6)
     # There is no interaction.
     rates = [12.0, 10.0, 9.0, 7.0]
@@ -164,7 +164,7 @@ def test_a_large_effect_is_found():
     assert found["first"]["holm_p_value"] > 0.05
 
 
-def test_holm_multiplies_by_the_number_of_tests_that_are_left():
+def test_holm_multiplies_by_the_number_of_remaining_tests():
     found = report(simulate(np.random.default_rng(8), [12.0, 10.0, 10.5, 9.0]))
     ordered = sorted(found.values(), key=lambda contrast: contrast["p_value"])
     largest = 0.0
@@ -173,7 +173,7 @@ def test_holm_multiplies_by_the_number_of_tests_that_are_left():
         assert contrast["holm_p_value"] == pytest.approx(largest)
 
 
-def test_two_arms_compare_alike_whichever_others_there_are():
+def test_a_comparison_of_two_arms_does_not_depend_on_other_arms():
     four = simulate(np.random.default_rng(9), [12.0, 10.0, 9.0, 8.0])
     two = SeededErrors(ARMS[:2], four.errors[:2], four.lengths)
     contrast = {"moe − conv": {"moe": 1.0, "conv": -1.0}}
@@ -183,7 +183,7 @@ def test_two_arms_compare_alike_whichever_others_there_are():
         assert one[name] == pytest.approx(other[name]), name
 
 
-def test_no_ratio_to_no_errors():
+def test_there_is_no_ratio_to_an_arm_without_errors():
     errors = np.stack([np.zeros((2, 3)), np.ones((2, 3))])
     found = report(SeededErrors(("a", "b"), errors, np.full(3, 4)), {"b − a": {"b": 1, "a": -1}})["b − a"]
     assert found["estimate"] == pytest.approx(25)
@@ -191,7 +191,7 @@ def test_no_ratio_to_no_errors():
     assert found["p_value"] < 1e-3
 
 
-def test_a_part_of_the_utterances():
+def test_utterances_can_be_selected():
     data = simulate(np.random.default_rng(10), [12.0, 10.0])
     part = data[np.array([3, 5, 7])]
     assert part.lengths.tolist() == data.lengths[[3, 5, 7]].tolist()
@@ -209,18 +209,18 @@ def test_a_part_of_the_utterances():
         ((2, 3, 4), [1, 0, 1, 1], "without words"),
     ],
 )
-def test_refuses_what_it_cannot_analyse(shape, lengths, message):
+def test_data_that_cannot_be_analysed_are_refused(shape, lengths, message):
     with pytest.raises(ValueError, match=message):
         SeededErrors(("a", "b"), np.zeros(shape), np.array(lengths))
 
 
-def test_refuses_a_contrast_of_unknown_arms():
+def test_a_contrast_of_unknown_arms_is_refused():
     data = SeededErrors(("a", "b"), np.ones((2, 2, 2)), np.ones(2))
     with pytest.raises(ValueError, match=r"weighs \['c'\]"):
         report(data, {"c − a": {"c": 1, "a": -1}})
 
 
-def test_what_is_not_installed_is_said_before_work_begins():
+def test_missing_packages_are_named_before_work_begins():
     code = "import sys; sys.modules['statsmodels'] = None; import compare"
     path = os.pathsep.join([str(Path(compare.__file__).parent), *sys.path])
     ended = subprocess.run(

@@ -43,7 +43,7 @@ def gaps(trainer):
 
 
 @pytest.mark.parametrize("projector_type", ["conv", "moe_cif"])
-def test_a_deaf_model_has_no_gap(parts, dataset, tmp_path, projector_type):
+def test_a_model_that_ignores_the_audio_has_no_gap(parts, dataset, tmp_path, projector_type):
     model, processor = compose(parts, projector_type, **({"draft_head": True} if projector_type == "moe_cif" else {}))
     # All embeddings are equal. With a fixed rate, longer recordings still have more embeddings.
     model.model.projector.register_forward_hook(lambda module, args, output: replace(output, embeds=output.embeds * 0))
@@ -65,7 +65,7 @@ def test_the_gap_is_the_difference_of_losses(parts, dataset, tmp_path):
     assert found["eval_draft_gap"] == pytest.approx(float(wrong.draft_loss - right.draft_loss), rel=1e-3, abs=1e-5)
 
 
-def test_drafts_alone_are_learned_without_the_language_model(parts, dataset, tmp_path):
+def test_the_draft_head_is_trained_without_the_language_model(parts, dataset, tmp_path):
     """The gap grows, error rates are those of drafts, and the layers of the language model never run."""
     model, processor = compose(parts, "cif", draft_head=True)
     passes = []
@@ -88,7 +88,7 @@ def test_drafts_alone_are_learned_without_the_language_model(parts, dataset, tmp
     assert processor.batch_decode(model.generate(**inputs, draft_only=True)) == dataset["text"][:]
 
 
-def test_the_second_stage_goes_on_from_the_first(parts, dataset, tmp_path):
+def test_the_second_stage_continues_from_the_first(parts, dataset, tmp_path):
     model, processor = compose(parts, "cif", draft_head=True)
     make_trainer(model, processor, dataset, tmp_path, draft_only=True).train()
     trainer = make_trainer(model, processor, dataset, tmp_path)
@@ -109,7 +109,7 @@ def test_drafts_are_rows_with_an_end(parts, recordings):
     assert model.generate(**features, draft_only=True, max_new_tokens=2).shape[1] == 2
 
 
-def test_what_cannot_be_drafted_is_refused(parts, recordings, dataset, tmp_path):
+def test_models_without_drafts_are_refused(parts, recordings, dataset, tmp_path):
     model, processor = compose(parts, "conv")
     features = processor(audio=recordings)
     with pytest.raises(ValueError, match="`draft_only` needs a model with `draft_head=True`"):

@@ -52,7 +52,7 @@ def make_features(spec_augment, num_stacked=1, num_frames=(300, 120), num_bins=8
 
 
 @pytest.mark.parametrize("name", PROCESSORS)
-def test_spans_of_time_and_frequency_take_the_mean(name):
+def test_masked_spans_of_time_and_frequency_have_the_mean(name):
     processor, num_stacked = PROCESSORS[name]
     spec_augment = SpecAugment(processor, max_time_seconds=0.5)
     features, mask = make_features(spec_augment, num_stacked)
@@ -76,7 +76,7 @@ def test_spans_of_time_and_frequency_take_the_mean(name):
         assert 0 < bins[0].sum() <= 2 * 27
 
 
-def test_masks_of_a_recording_depend_on_its_own_draws_alone():
+def test_masks_of_a_recording_depend_only_on_its_own_draws():
     spec_augment = SpecAugment(WHISPER)
     features, mask = make_features(spec_augment)
     draws = torch.rand(2, spec_augment.num_draws, dtype=torch.float64)
@@ -111,7 +111,7 @@ def test_speed_changes_length_and_pitch(draw, factor):
     assert loudest_frequency(perturbed) == pytest.approx(440 * factor, abs=2)
 
 
-def test_speeds_that_would_leave_the_bounds_are_not_drawn():
+def test_drawn_speeds_keep_the_duration_within_the_bounds():
     speeds = SpeedPerturbation((0.5, 1.0, 2.0))
     assert {len(speeds(tone(), draw, max_samples=16000)) for draw in (0.0, 0.4, 0.6, 0.9)} == {16000, 8000}
     assert {len(speeds(tone(), draw, min_samples=16000)) for draw in (0.0, 0.4, 0.6, 0.9)} == {16000, 32000}
@@ -157,7 +157,7 @@ def make_collator(processor, seed=0):
     return LlmAsrDataCollator(processor, augmentation=augmentation)
 
 
-def test_a_row_is_altered_alike_in_every_batch_and_anew_in_every_epoch(composed, dataset):
+def test_augmentation_is_independent_of_the_batch_and_differs_between_epochs(composed, dataset):
     rows = dataset.to_list()
     collator = make_collator(composed[1])
     together = collator(rows)
@@ -172,7 +172,7 @@ def test_a_row_is_altered_alike_in_every_batch_and_anew_in_every_epoch(composed,
     assert not torch.equal(make_collator(composed[1], seed=1)(rows[2:3])["input_features"], alone["input_features"])
 
 
-def test_workers_that_live_on_are_told_of_the_epoch(composed, dataset):
+def test_persistent_workers_receive_the_epoch(composed, dataset):
     collator = make_collator(composed[1])
     loader = DataLoader(dataset, 8, collate_fn=collator, num_workers=1, persistent_workers=True)
     first = next(iter(loader))["input_features"]
@@ -183,7 +183,7 @@ def test_workers_that_live_on_are_told_of_the_epoch(composed, dataset):
     assert torch.equal(next(iter(loader))["input_features"], first)
 
 
-def test_cached_recordings_cannot_be_altered(composed):
+def test_cached_recordings_cannot_be_augmented(composed):
     with pytest.raises(ValueError, match="encoded already"):
         LlmAsrDataCollator(composed[1], augmentation=Augmentation(), hidden_states_column="audio_hidden_states")
 
@@ -209,7 +209,7 @@ def make_trainer(parts, dataset, folder, max_steps):
     )
 
 
-def test_training_alters_recordings_resumes_alike_and_evaluates_them_as_they_are(parts, dataset, tmp_path):
+def test_training_augments_and_resumes_equally_and_evaluation_does_not_augment(parts, dataset, tmp_path):
     whole = make_trainer(parts, dataset, tmp_path / "whole", max_steps=5)
     plain = LlmAsrDataCollator(whole.data_collator.processor)(dataset.to_list())
     assert torch.equal(

@@ -46,7 +46,7 @@ def run(rank, file, output):
     dist.destroy_process_group()
 
 
-def test_a_batch_that_processes_share_counts_once(tmp_path):
+def test_a_batch_that_is_shared_by_processes_counts_once(tmp_path):
     torch.multiprocessing.spawn(run, (tmp_path / "store", tmp_path / "found.pt"), nprocs=2)
     found = torch.load(tmp_path / "found.pt")
     expected = one_step(ExpertBalance(4, 0.01))

@@ -36,7 +36,7 @@ def test_every_file_format_gives_the_same_rows(dataset_file):
         assert load_asr_dataset(str(dataset_file.with_suffix(suffix))).to_list() == expected
 
 
-def test_parquet_may_hold_the_recordings_themselves(dataset_file, parts):
+def test_parquet_files_may_contain_the_recordings(dataset_file, parts):
     _, processor = compose(parts, "conv")
     rows = [
         {"audio": {"bytes": (dataset_file.parent / f"{index}.wav").read_bytes(), "path": None}, "text": "one"}
@@ -95,7 +95,7 @@ def test_a_missing_transcript_is_named_with_its_row(dataset_file, parts):
         LlmAsrDataCollator(processor)(rows)
 
 
-def test_languages_are_dropped_from_as_many_prompts_as_told(parts):
+def test_the_language_is_dropped_from_the_given_share_of_prompts(parts):
     _, processor = compose(parts, "conv")
     rows = [{"row": row, "text": "one", "language": "en"} for row in range(1000)]
 
@@ -146,7 +146,7 @@ def test_the_cache_computes_nothing_twice_and_knows_its_encoder(dataset_file, pa
     assert not set(padded) & {*first, *other}
 
 
-def test_a_bounded_cache_makes_room_for_what_is_in_use(dataset_file, parts, tmp_path):
+def test_a_bounded_cache_removes_entries_that_are_not_in_use(dataset_file, parts, tmp_path):
     model, processor = compose(parts, "conv")
     dataset = load_asr_dataset(str(dataset_file)).select(range(4))
     first = cache_audio_hidden_states(dataset, model, processor, tmp_path)["audio_hidden_states"]

@@ -183,7 +183,8 @@ def test_every_schema_gives_the_same_columns(schema, streaming, tmp_path):
         assert row["audio"] == columns["audio"][1]
         assert (row["text"], row["language"], row["dataset"]) == (text, language, str(folder))
         assert row["row"].startswith(f"{folder}#")
-        assert set(row) == {"audio", "text", "language", "dataset", "row", "duration"}
+        names = {"audio", "text", "language", "translation", "target_language", "dataset", "row", "duration"}
+        assert set(row) == names
         # The duration comes from the dataset or from the filters. Streams do not keep the duration of the filters.
         assert row["duration"] == (None if streaming and "duration_column" not in recipe else 0.1)
     assert filters.report.counts == {str(folder): {"kept": 3}}
@@ -224,7 +225,7 @@ def test_language_probabilities_follow_the_formula():
         language_probabilities(sizes, 0)
 
 
-def test_without_a_temperature_every_row_comes_once(specs):
+def test_without_a_temperature_every_row_occurs_once(specs):
     fixed = [{"dataset": spec["dataset"], "language": spec["language"]} for spec in specs]
     rows = load_mixture(fixed)
     assert len(rows) == len(set(rows["row"])) == 28
@@ -253,7 +254,7 @@ def test_rows_are_drawn_with_these_probabilities(streaming, tmp_path):
     assert texts(rows) != texts(load_mixture(specs, temperature=2.0, seed=4))
 
 
-def test_languages_of_one_dataset_are_told_apart(tmp_path):
+def test_languages_of_one_dataset_are_distinguished(tmp_path):
     file = tmp_path / "speech.jsonl"
     rows = [{"audio": "a.wav", "text": str(index), "language": "es" if index < 20 else None} for index in range(420)]
     file.write_text("\n".join(map(json.dumps, rows)))
@@ -262,7 +263,7 @@ def test_languages_of_one_dataset_are_told_apart(tmp_path):
     assert share == pytest.approx(0.5, abs=0.08)
 
 
-def test_what_streams_and_what_does_not_is_mixed(specs, tmp_path):
+def test_streamed_and_loaded_datasets_are_mixed(specs, tmp_path):
     fixed = spec(write_rows(tmp_path / "fr.parquet", "fr", 6), "fr", 6, streaming=False)
     rows = list(load_mixture([*specs, fixed], temperature=2.0))
     assert set(Counter(texts(rows))) >= {f"fr{index}" for index in range(6)}
@@ -271,7 +272,7 @@ def test_what_streams_and_what_does_not_is_mixed(specs, tmp_path):
 
 
 @pytest.mark.parametrize("buffer_size", [1, 7, 1000])
-def test_resuming_repeats_and_loses_nothing(specs, buffer_size):
+def test_resuming_repeats_and_skips_no_row(specs, buffer_size):
     def mixture():
         return load_mixture(specs, 2.0, filters=RowFilters(), shuffle_buffer_size=buffer_size)
 
@@ -291,7 +292,7 @@ def test_resuming_repeats_and_loses_nothing(specs, buffer_size):
         assert texts(again) == whole
 
 
-def test_another_epoch_leaves_a_state_behind(specs):
+def test_another_epoch_discards_the_state(specs):
     mixture = load_mixture(specs, 2.0, shuffle_buffer_size=4)
     next(iter(mixture))
     state = mixture.state_dict()
@@ -303,7 +304,7 @@ def test_another_epoch_leaves_a_state_behind(specs):
     assert texts(fresh) == later
 
 
-def test_epochs_and_seeds_shuffle_anew(specs):
+def test_epochs_and_seeds_change_the_order(specs):
     mixture = load_mixture(specs, shuffle_buffer_size=5)
     first = texts(mixture)
     assert texts(mixture) == first
@@ -346,7 +347,7 @@ def test_processes_share_the_rows_evenly(specs, num_workers):
         assert len(seen[0]) == len(seen[1]) == 10
 
 
-def test_persistent_workers_are_told_of_an_epoch(specs):
+def test_persistent_workers_receive_the_epoch(specs):
     mixture = load_mixture(specs[:1], shuffle_buffer_size=4)
     loader = DataLoader(mixture, collate_fn=texts, num_workers=2, persistent_workers=True)
     first = list(loader)

@@ -92,7 +92,7 @@ def assert_same_end(folder: Path, expected: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("accumulation_steps", [1, 2])
-def test_two_processes_are_one_with_a_batch_twice_as_large(runs, accumulation_steps):
+def test_two_processes_equal_one_with_a_batch_twice_as_large(runs, accumulation_steps):
     one, two = (runs[processes, accumulation_steps] for processes in (1, 2))
     # The second process wrote its own random state.
     assert (two / "checkpoint-3" / "rng_state_1.pth").is_file()
@@ -103,7 +103,7 @@ def test_two_processes_are_one_with_a_batch_twice_as_large(runs, accumulation_st
 
 
 @pytest.mark.slow
-def test_one_process_goes_on_from_the_checkpoint_of_two(runs, tmp_path):
+def test_one_process_resumes_from_the_checkpoint_of_two(runs, tmp_path):
     """The checkpoint is inside an epoch, and all trained parts resume."""
     checkpoint = "checkpoint-3"
     weights = load_file(runs[2, 1] / checkpoint / "adapter_model.safetensors")
@@ -118,7 +118,7 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(runs, tmp_path):
 
 
 @pytest.mark.slow
-def test_one_process_evaluates_what_two_have_trained(runs, tmp_path):
+def test_one_process_evaluates_the_model_of_two(runs, tmp_path):
     shutil.copy(runs[1, 1] / "recipe.json", tmp_path)
     options = json.loads((tmp_path / "recipe.json").read_text())
     for name in ("audio_model", "text_model", "lora_rank", "do_train"):
@@ -131,7 +131,7 @@ def test_one_process_evaluates_what_two_have_trained(runs, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_recipe_of_zero2_changes_nothing(parts, dataset_file, runs, tmp_path, monkeypatch):
+def test_the_recipe_of_zero2_gives_the_same_weights(parts, dataset_file, runs, tmp_path, monkeypatch):
     pytest.importorskip("deepspeed")
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     options = {**RUN, "per_device_train_batch_size": BATCH_SIZE // 2, "deepspeed": str(RECIPES / "zero2.json")}
@@ -142,13 +142,13 @@ def test_the_recipe_of_zero2_changes_nothing(parts, dataset_file, runs, tmp_path
 
 
 @pytest.mark.slow
-def test_the_recipe_of_fsdp2_shards_everything_and_changes_nothing(parts, tmp_path):
+def test_the_recipe_of_fsdp2_shards_everything_and_gives_the_same_weights(parts, tmp_path):
     launch("shard_lora.py", str(tmp_path), parts["whisper"], parts["qwen2"])
     found, expected = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("sharded", "whole"))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_processes_share_out_the_feature_cache(dataset_file, tmp_path):
+def test_processes_divide_the_feature_cache(dataset_file, tmp_path):
     """Otherwise each process would encode all recordings."""
     launch("cache_features.py", str(dataset_file), str(tmp_path))
     counts = [int((tmp_path / f"{rank}.txt").read_text()) for rank in range(2)]

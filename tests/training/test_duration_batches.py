@@ -26,7 +26,7 @@ def padded_seconds(batch, seconds):
 
 
 @pytest.mark.parametrize("max_seconds", [30.0, 100.0])
-def test_an_epoch_holds_every_row_once_and_no_batch_is_too_large(max_seconds):
+def test_an_epoch_has_every_row_once_and_no_batch_is_too_large(max_seconds):
     seconds = durations()
     sampler = DurationBatchSampler(seconds, max_seconds)
     batches = list(sampler)
@@ -65,7 +65,7 @@ def test_short_recordings_can_be_bounded_in_number():
 
 @pytest.mark.parametrize("drop_last", [False, True])
 @pytest.mark.parametrize("num_processes", [2, 3])
-def test_processes_take_as_many_steps(drop_last, num_processes):
+def test_all_processes_take_the_same_number_of_steps(drop_last, num_processes):
     seconds = durations(101)
     sampler = DurationBatchSampler(seconds, 40.0, drop_last=drop_last)
     assert len(sampler) % num_processes
@@ -100,7 +100,7 @@ def test_bad_arguments_are_refused(seconds, options, message):
         DurationBatchSampler(seconds, **{"max_seconds": 10.0, **options})
 
 
-def test_durations_come_from_the_column_or_from_the_recordings(tmp_path):
+def test_durations_are_read_from_the_column_or_from_the_recordings(tmp_path):
     dataset = load_asr_dataset(str(write_speech_dataset(tmp_path)))
     # A word in the recordings lasts 0.3 s.
     expected = [0.3 * len(text.split()) for text in dataset["text"]]
@@ -145,7 +145,7 @@ def dataset(tmp_path):
     return load_asr_dataset(str(write_speech_dataset(tmp_path / "speech")))
 
 
-def test_the_trainer_takes_such_batches_and_resumes_among_them(parts, dataset, tmp_path):
+def test_the_trainer_uses_duration_batches_and_resumes_within_an_epoch(parts, dataset, tmp_path):
     seconds = read_durations(dataset)
     whole, seen = make_trainer(parts, dataset, tmp_path / "whole")
     whole.train()

@@ -64,7 +64,7 @@ def test_a_dead_expert_is_counted(parts, tmp_path):
     assert entry["expert_max_violation"] == pytest.approx(1)
 
 
-def test_evaluation_and_what_follows_training_are_not_counted(parts, tmp_path):
+def test_only_training_steps_are_counted(parts, tmp_path):
     trainer = make_trainer(parts, tmp_path, "moe")
     callback = ExpertUsageCallback(trainer)
     trainer.add_callback(callback)

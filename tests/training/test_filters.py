@@ -37,7 +37,7 @@ def row(text="one two", seconds=1.0, **columns):
         (row(seconds=0.0), "unreadable audio"),
     ],
 )
-def test_a_row_is_rejected_for_a_reason_that_is_counted(rejected, reason):
+def test_rejected_rows_are_counted_by_reason(rejected, reason):
     filters = RowFilters(0.5, 2.0, 2.0, 20.0)
     filters.report.add_dataset("speech")
     assert filters(row())
@@ -47,7 +47,7 @@ def test_a_row_is_rejected_for_a_reason_that_is_counted(rejected, reason):
     assert str(filters.report) == f"speech: 2 rows kept, 1 rejected (1 {reason})"
 
 
-def test_bounds_not_given_are_not_checked():
+def test_bounds_that_are_not_given_are_not_checked():
     unreadable = row() | {"audio": {"bytes": b"not audio", "path": None}}
     assert RowFilters().reason(unreadable) is None
     assert RowFilters().reason(row(text="")) == "empty text"

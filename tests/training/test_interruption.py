@@ -83,7 +83,9 @@ def start_and_signal(file, number, step):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_ends_like_an_uninterrupted_one(parts, dataset_file, whole_run, tmp_path, number, status):
+def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_run(
+    parts, dataset_file, whole_run, tmp_path, number, status
+):
     # The step is not seeded, so that runs of the test use different steps.
     step = random.SystemRandom().choice([step for step in range(4, 30) if step % 3 and step % 4])
     file = recipe(parts, dataset_file, tmp_path, **RUN)
@@ -97,7 +99,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(parts, dataset_file, 
 
 
 @pytest.mark.slow
-def test_a_run_that_died_after_its_last_step_takes_no_further_step(whole_run, tmp_path):
+def test_a_run_interrupted_after_its_last_step_takes_no_further_step(whole_run, tmp_path):
     """The run ends after 42 steps, inside an epoch."""
     run = tmp_path / "run"
     shutil.copytree(whole_run, run)
@@ -158,7 +160,7 @@ def test_no_complete_checkpoint(checkpoints, tmp_path):
     assert last_complete_checkpoint(tmp_path / "run") is None
 
 
-def test_checkpoints_ahead_of_a_run_do_not_count_as_its_own(parts, dataset_file, checkpoints, tmp_path):
+def test_later_checkpoints_of_another_run_are_ignored(parts, dataset_file, checkpoints, tmp_path):
     shutil.copytree(checkpoints, tmp_path / "run")
     trainer = make_trainer(parts, dataset_file, tmp_path / "run", [ManifestCallback()], max_steps=3)
     trainer.args.save_strategy = "no"
@@ -186,7 +188,7 @@ class Signaller(TrainerCallback):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("strategy", ["steps", "epoch"])
-def test_a_signal_ends_training_with_a_checkpoint(parts, dataset_file, tmp_path, number, strategy):
+def test_training_saves_a_checkpoint_after_a_signal(parts, dataset_file, tmp_path, number, strategy):
     before = signal.getsignal(number)
     graceful_exit = GracefulExit()
     callbacks = [Signaller(number), graceful_exit, ManifestCallback()]
@@ -217,7 +219,7 @@ class Failing(TrainerCallback):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_an_exception_gives_signals_back(parts, dataset_file, tmp_path, num_workers):
+def test_an_exception_restores_the_signal_handlers(parts, dataset_file, tmp_path, num_workers):
     """Otherwise the process would ignore SIGTERM."""
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)]
     graceful_exit = GracefulExit()
@@ -245,7 +247,7 @@ def run_program(file, **environment):
 
 
 @pytest.mark.parametrize("fault", ["a missing file", "a bad row", "a full disk"])
-def test_a_fault_ends_the_program_with_its_name(parts, tmp_path, fault):
+def test_an_error_in_training_ends_the_program_with_its_message(parts, tmp_path, fault):
     """The run has workers. Without the fix, Python would wait endlessly for them, because they block SIGTERM."""
     dataset_file = write_speech_dataset(tmp_path / "speech")
     run = tmp_path / "run"
@@ -267,7 +269,7 @@ def test_a_fault_ends_the_program_with_its_name(parts, tmp_path, fault):
     assert message in ended.stderr
 
 
-def test_training_without_a_signal_goes_to_its_end(parts, dataset_file, tmp_path):
+def test_training_without_a_signal_is_completed(parts, dataset_file, tmp_path):
     graceful_exit = GracefulExit()
     trainer = make_trainer(parts, dataset_file, tmp_path, [graceful_exit])
     with graceful_exit:
@@ -309,7 +311,7 @@ def test_a_loss_that_is_not_finite_changes_no_weight(parts, dataset_file, tmp_pa
     assert all(map(torch.equal, weights, trainer.model.parameters()))
 
 
-def test_weights_that_were_damaged_before_are_named(parts, dataset_file, tmp_path):
+def test_weights_that_are_not_finite_before_training_are_named(parts, dataset_file, tmp_path):
     trainer = make_trainer(parts, dataset_file, tmp_path, trainer_class=LlmAsrTrainer)
     parameter = trainer.model.model.projector.mlp
     name, parameter = next(iter(parameter.named_parameters()))

@@ -56,7 +56,7 @@ def test_draws_repeat_in_an_epoch_and_differ_between_epochs(sampling):
         KeywordSampling(sampling.lists, 0)
 
 
-def test_the_collator_lists_keywords_and_silence_stays_empty(parts, tmp_path):
+def test_the_collator_lists_keywords_and_keeps_silence_empty(parts, tmp_path):
     _, processor = compose(parts, "cif")
     rows = load_asr_dataset(str(write_speech_dataset(tmp_path, 8))).to_list()
     rows = [{**row, "text": "" if index < 2 else row["text"]} for index, row in enumerate(rows)]

@@ -88,7 +88,7 @@ def test_variants_are_reloaded_and_merged(base, batches, tmp_path, options):
     assert torch.allclose(logits(merged, batches["en"]), expected, atol=1e-4)
 
 
-def test_layers_are_named_in_the_language_model_alone(base):
+def test_target_modules_are_layers_of_the_language_model_by_default(base):
     """Speech encoders also have a `q_proj`."""
     adapted = add_lora(load_base(base), rank=2, target_modules=["q_proj"])
     layers = {name.partition(".lora_")[0] for name, _ in adapted.named_parameters() if "lora_" in name}
@@ -105,7 +105,7 @@ def test_options_that_peft_does_not_know_are_refused(base):
         add_lora(adapted, rank=2, adapter_name="es")
 
 
-def test_languages_have_adapters_of_their_own(base, batches, tmp_path):
+def test_languages_have_their_own_adapters(base, batches, tmp_path):
     """The adapters are trained one after the other on the same base, and saved and loaded together."""
     model = add_lora(load_base(base), rank=4, dropout=0.0, adapter_name="en")
     untrained = logits(load_base(base), batches["en"])
@@ -155,7 +155,7 @@ def test_rows_of_a_batch_have_their_own_adapters_over_one_projector(base, batche
     assert not torch.allclose(mixed[1], logits(adapted, batches["en"], adapter_names=["en", "en"])[1], atol=0.1)
 
 
-def test_rows_with_projectors_of_their_own_are_refused(base, batches):
+def test_rows_with_their_own_projectors_are_refused(base, batches):
     adapted = add_lora(add_lora(load_base(base), rank=2, adapter_name="en"), rank=2, adapter_name="es")
     with pytest.raises(TypeError, match="Mixed batching is only supported"):
         logits(adapted, batches["en"], adapter_names=["en", "es"])

@@ -66,7 +66,7 @@ def test_two_stages_train_in_float32(parts, dataset, tmp_path, projector_type):
 
 
 @pytest.mark.parametrize(("options", "dtype"), [({}, torch.float32), ({"train_in_saved_dtype": True}, torch.bfloat16)])
-def test_recipes_train_in_float32_unless_told_otherwise(parts, dataset_file, tmp_path, options, dtype):
+def test_recipes_train_in_float32_by_default(parts, dataset_file, tmp_path, options, dtype):
     model, processor = compose(parts, "moe_cif")
     model.bfloat16().save_pretrained(tmp_path / "base")
     processor.save_pretrained(tmp_path / "base")
@@ -81,7 +81,7 @@ def test_recipes_train_in_float32_unless_told_otherwise(parts, dataset_file, tmp
         assert {parameter.dtype for parameter in trained.model.language_model.parameters()} == {dtype}
 
 
-def test_parts_that_are_composed_to_be_trained_are_float32(parts, tmp_path):
+def test_trained_parts_are_composed_in_float32(parts, tmp_path):
     AutoModelForCausalLM.from_pretrained(parts["qwen2"], dtype=torch.bfloat16).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(parts["qwen2"]).save_pretrained(tmp_path)
     half = {**parts, "half": str(tmp_path)}
@@ -89,14 +89,14 @@ def test_parts_that_are_composed_to_be_trained_are_float32(parts, tmp_path):
     assert compose(half, "conv", text="half")[0].model.language_model.dtype == torch.bfloat16
 
 
-def test_lora_trains_in_half_precision_if_asked(parts):
+def test_lora_trains_in_half_precision_on_request(parts):
     model, _ = compose(parts, "moe_cif", **HALF_PARTS)
     model = add_lora(model.to(torch.bfloat16), rank=2, autocast_adapter_dtype=False)
     assert trained_dtypes(model) == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_training_in_half_precision_is_told(parts, dtype, caplog, monkeypatch):
+def test_training_in_half_precision_is_reported(parts, dtype, caplog, monkeypatch):
     model, _ = compose(parts, "conv")
     modeling_llm_asr.logger.warning_once.cache_clear()
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)

@@ -16,7 +16,7 @@ from llm_asr.training.sample_transcripts import SampleTranscripts, SampleTranscr
 from llm_asr.training.trainer import LlmAsrTrainer
 
 
-def test_samples_are_the_same_rows_every_time(parts):
+def test_samples_are_the_same_rows_in_every_evaluation(parts):
     _, processor = compose(parts, "conv")
     texts = ["one", "two", "three|four", "five"]
     ids = [processor.tokenizer(text)["input_ids"] for text in texts]

@@ -60,7 +60,7 @@ def training_options(folder, **options):
 
 
 @pytest.mark.parametrize("projector_type", PROJECTOR_TYPES)
-def test_the_plain_trainer_learns_only_what_is_not_frozen(parts, dataset, tmp_path, projector_type):
+def test_the_plain_trainer_updates_only_parameters_that_are_not_frozen(parts, dataset, tmp_path, projector_type):
     model, processor = compose(parts, projector_type)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     trainer = Trainer(
@@ -114,7 +114,7 @@ def recipe(parts, dataset_file, output_dir, **options) -> str:
     return str(file)
 
 
-def test_flags_win_over_a_recipe_by_what_they_hold(parts, tmp_path):
+def test_flags_override_single_options_of_a_recipe(parts, tmp_path):
     file = recipe(parts, "nowhere.jsonl", tmp_path, projector={"hidden_size": 32, "draft_head": True})
     flags = ["--projector", '{"draft_head": false, "intermediate_size": 48}', "--projector_type", "conv"]
     model_args, _, training_args = train.parse_arguments([file, *flags])
@@ -146,7 +146,7 @@ def test_train_save_reload_transcribe(parts, dataset_file, dataset, tmp_path, pr
 
 
 @pytest.mark.slow
-def test_a_resumed_run_ends_like_an_uninterrupted_one(parts, dataset_file, tmp_path):
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_run(parts, dataset_file, tmp_path):
     train.main([recipe(parts, dataset_file, tmp_path / "whole", max_steps=6)])
     halves = recipe(parts, dataset_file, tmp_path / "halves", max_steps=6, save_steps=3)
     train.main([halves])
@@ -173,7 +173,7 @@ def test_lora_is_saved_reloaded_and_merged(parts, dataset_file, dataset, tmp_pat
     assert not torch.equal(merged.state_dict()[weights], fresh.state_dict()[weights])
 
 
-def test_lora_trains_the_projector_and_the_low_rank_updates_alone(parts):
+def test_lora_trains_only_the_projector_and_the_low_rank_updates(parts):
     model, _ = compose(parts, "cif")
     adapted = add_lora(model, rank=2)
     trainable = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
@@ -204,7 +204,7 @@ def test_a_model_is_either_composed_or_loaded():
             ModelArguments(**arguments)
 
 
-def test_parts_learn_at_their_own_rates(parts, tmp_path):
+def test_parts_have_their_own_learning_rates(parts, tmp_path):
     model, processor = compose(parts, "cif", freeze_audio=False, freeze_text=False)
     arguments = LlmAsrTrainingArguments(
         str(tmp_path), learning_rate=1e-3, audio_learning_rate=1e-5, text_learning_rate=1e-4, weight_decay=0.1
@@ -259,7 +259,7 @@ RECIPES = sorted((Path(__file__).parents[2] / "examples/recipes").glob("*/[0-9]*
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: f"{file.parent.name}/{file.stem}")
-def test_recipes_are_of_known_options(file):
+def test_recipes_have_only_known_options(file):
     # Without a GPU, bfloat16 training is not available.
     model_args, data_args, training_args = train.parse_arguments([str(file), "--bf16", "false"])
     specs = [DatasetSpec.from_dict(spec) for spec in data_args.train_datasets]
@@ -284,7 +284,7 @@ def test_stages_share_their_data():
     assert None not in processor_languages
 
 
-def test_a_recipe_wins_over_what_it_includes(tmp_path):
+def test_a_recipe_overrides_the_recipes_that_it_includes(tmp_path):
     (tmp_path / "base.yaml").write_text("audio_model: a\ntext_model: b\noutput_dir: one\nlearning_rate: 0.1\n")
     (tmp_path / "recipe.yaml").write_text("include: base.yaml\noutput_dir: two\n")
     model_args, _, training_args = train.parse_arguments([str(tmp_path / "recipe.yaml"), "--learning_rate", "0.3"])
@@ -294,7 +294,7 @@ def test_a_recipe_wins_over_what_it_includes(tmp_path):
         train.parse_arguments([str(tmp_path / "recipe.yaml")])
 
 
-def test_a_compiled_encoder_hears_the_same(parts, dataset):
+def test_a_compiled_encoder_gives_the_same_loss(parts, dataset):
     model, processor = compose(parts, "conv")
     batch = LlmAsrDataCollator(processor)(dataset.to_list())
     names = list(model.state_dict())
@@ -308,7 +308,7 @@ def test_a_compiled_encoder_hears_the_same(parts, dataset):
 
 
 @pytest.mark.slow
-def test_a_recipe_takes_batches_by_duration_and_alters_recordings(parts, dataset_file, tmp_path):
+def test_a_recipe_sets_batches_by_duration_and_augmentation(parts, dataset_file, tmp_path):
     options = {"max_batch_seconds": 1.3, "speed_perturbation": [0.9, 1.1], "spec_augment": True, "max_steps": 6}
     train.main([recipe(parts, dataset_file, tmp_path / "run", **options)])
     history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
@@ -343,7 +343,7 @@ def test_labels_are_smoothed(parts, dataset, tmp_path, projector_type):
 
 
 @pytest.mark.parametrize("projector_type", ["conv", "moe_cif"])
-def test_logits_line_up_with_labels(parts, dataset, tmp_path, projector_type):
+def test_logits_predict_the_next_label(parts, dataset, tmp_path, projector_type):
     """As in all causal language models, the logits at a position predict the next label."""
     model, processor = compose(parts, projector_type)
     seen = []
@@ -369,7 +369,7 @@ def test_logits_line_up_with_labels(parts, dataset, tmp_path, projector_type):
     assert all(logits[:2] == labels for logits, labels in seen)
 
 
-def test_a_checkpoint_of_the_trainer_is_a_pipeline(parts, dataset, tmp_path):
+def test_a_checkpoint_of_the_trainer_loads_as_a_pipeline(parts, dataset, tmp_path):
     """The quick start of the README does this."""
     model, processor = compose(parts, "moe_cif")
     options = training_options(tmp_path, save_steps=2, max_steps=2)

@@ -36,7 +36,7 @@ def make_trainer(model, processor, dataset, folder, **options):
     )
 
 
-def test_length_errors_are_those_of_the_frames_trained_on(parts, dataset, tmp_path):
+def test_length_errors_are_measured_on_the_training_batches(parts, dataset, tmp_path):
     model, processor = compose(parts, "cif")
     trainer = make_trainer(model, processor, dataset, tmp_path, learning_rate=0.0, eval_strategy="steps", eval_steps=1)
     logs = train_and_read(trainer)
@@ -59,7 +59,7 @@ class Delay(TrainerCallback):
 
 
 @pytest.mark.parametrize(("event", "counts"), [("on_step_begin", True), ("on_prediction_step", False)])
-def test_speed_counts_training_alone(parts, dataset, tmp_path, event, counts):
+def test_speed_counts_only_training(parts, dataset, tmp_path, event, counts):
     model, processor = compose(parts, "conv")
     trainer = make_trainer(model, processor, dataset, tmp_path, eval_strategy="steps", eval_steps=1)
     trainer.add_callback(Delay(event))
@@ -72,7 +72,7 @@ def test_speed_counts_training_alone(parts, dataset, tmp_path, event, counts):
         assert entry["audio_hours_per_second"] > hours / 3
 
 
-def test_rates_are_named_after_parts(parts, dataset, tmp_path):
+def test_learning_rates_are_named_after_parts(parts, dataset, tmp_path):
     model, processor = compose(parts, "cif", freeze_text=False)
     arguments = LlmAsrTrainingArguments(
         **{**training_options(tmp_path, save_strategy="no"), "learning_rate": 1e-3, "text_learning_rate": 1e-4}
@@ -90,7 +90,7 @@ def test_rates_are_named_after_parts(parts, dataset, tmp_path):
         assert expected["learning_rate"] in (entry["learning_rate_projector"], entry["learning_rate_language_model"])
 
 
-def test_a_projector_beside_lora_is_watched(parts, dataset, tmp_path):
+def test_a_projector_is_watched_when_lora_is_trained(parts, dataset, tmp_path):
     model, processor = compose(parts, "cif")
     logs = train_and_read(make_trainer(add_lora(model, rank=2), processor, dataset, tmp_path))
     assert {"length_error", "learning_rate_projector", "learning_rate_language_model"} <= set(logs[0])

@@ -1,1 +1,1 @@
-"""Open-vocabulary recordings of people, from Debian's packages: what `open_speech.py` is made of."""
+"""Parts of `open_speech.py`: open-vocabulary recordings of people, from Debian's packages."""

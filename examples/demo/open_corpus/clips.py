@@ -1,4 +1,4 @@
-"""A recording and what it says, as a package holds them."""
+"""A recording and its text, as they are stored in a package."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ class Clip:
     """One recording of a package, before anything is checked.
 
     Attributes:
-        id: unique in the whole corpus; begins with the source's name.
+        id: unique in the whole corpus. It begins with the source's name.
         source: key of :data:`.packages.SOURCES`.
         language: ISO 639-1 code.
-        text: what is said, as the package spells it.
-        group: what must stay on one side of a split: a dialogue, a level, a run of sentences.
-        speaker: a role or a person, unique in the whole corpus; ``None`` where the package does not tell.
-        file: holds the recording.
-        start: the recording's first byte in ``file``.
-        size: its bytes; ``None`` takes the rest of the file.
+        text: the spoken text, in the package's spelling.
+        group: a dialogue, a level or a sequence of sentences. All clips of a group are in the same split.
+        speaker: a role or a person, unique in the whole corpus. ``None`` if the package does not name the speaker.
+        file: the file that contains the recording.
+        start: offset of the recording in ``file``, in bytes.
+        size: size of the recording in bytes. ``None`` means the rest of the file.
     """
 
     id: str
@@ -33,7 +33,7 @@ class Clip:
     size: int | None = None
 
     def read(self) -> bytes:
-        """The recording as it is stored: MP3, Ogg Vorbis or WAV."""
+        """Read the recording in its stored format: MP3, Ogg Vorbis or WAV."""
         with self.file.open("rb") as stream:
             stream.seek(self.start)
             return stream.read() if self.size is None else stream.read(self.size)

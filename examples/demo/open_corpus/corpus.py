@@ -1,4 +1,4 @@
-"""The corpus from the packages' clips: rows, what is rejected and why, and the files."""
+"""Makes the rows and files of the corpus from the packages' clips, and counts rejected recordings by reason."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from .splits import MINUTES, split_rows
 
 
 MIN_PHRASE_WORDS = 3
-"""One word alone, by a speaker whom nobody has trained on, says little of a recogniser of sentences."""
+"""A single word of an unknown speaker is a poor test of a recogniser of sentences."""
 
 
 @dataclass
 class Corpus:
     """
     Attributes:
-        rows: what can be used.
-        rejected: how many recordings were not, by source, language and reason.
+        rows: the accepted recordings.
+        rejected: number of rejected recordings by source, language and reason.
     """
 
     rows: list[dict] = field(default_factory=list)
@@ -43,8 +43,8 @@ def read_corpus(clips: Iterable[Clip], output: Path) -> Corpus:
     """Convert the clips, and keep those whose text and sound can be used.
 
     Args:
-        clips: of any sources.
-        output: the corpus's folder; the sound goes into ``audio/<source>/<id>.flac``.
+        clips: clips of any sources.
+        output: folder of the corpus. The sound is written to ``audio/<source>/<id>.flac``.
     """
     corpus = Corpus()
     for clip in tqdm(clips, desc="converting", unit=" clips"):
@@ -92,11 +92,11 @@ def drop_wrong_pairs(corpus: Corpus, wrong: Mapping[str, float]) -> None:
 
 
 def divide(corpus: Corpus, minutes: Mapping[str, float] = MINUTES) -> dict[str, list[dict]]:
-    """The rows by file name: "train", "validation" and "test" of sentences, and "phrases-LL" of each language.
+    """Return the rows by file name: "train", "validation" and "test" of sentences, and "phrases-LL" of each language.
 
     Args:
-        corpus: its rejected rows grow by those whose text is on another side.
-        minutes: the size of each source's held-out splits.
+        corpus: the corpus. Rows whose text is in another split are added to its rejected recordings.
+        minutes: size of each source's held-out splits.
     """
     files: dict[str, list[dict]] = {"train": [], "validation": [], "test": []}
     for source in dict.fromkeys(row["source"] for row in corpus.rows):
@@ -114,7 +114,7 @@ def divide(corpus: Corpus, minutes: Mapping[str, float] = MINUTES) -> dict[str, 
 
 
 def drop_training_phrases(corpus: Corpus, files: dict[str, list[dict]]) -> dict[str, list[dict]]:
-    """``files`` without the phrases that are in their language's training set."""
+    """Remove the phrases from ``files`` that are in their language's training set."""
     trained = {(row["language"], row["text"]) for row in files["train"]}
     for name in files:
         if name.startswith("phrases-"):
@@ -132,7 +132,7 @@ def write_files(files: Mapping[str, Sequence[dict]], output: Path) -> None:
 
 
 def summarize(files: Mapping[str, Sequence[dict]], rejected: Counter) -> dict:
-    """Counts, hours, words and speakers of each file and language, and rejected recordings by source and reason."""
+    """Return counts, hours, words and speakers by file and language, and rejected recordings by source and reason."""
     train_words = {}
     for row in [*files.get("train", ()), *files.get("synthetic-train", ())]:
         train_words.setdefault(row["language"], set()).update(row["text"].split())

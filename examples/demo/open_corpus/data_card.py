@@ -1,4 +1,4 @@
-"""The corpus's data card: what is in it, whose it is, and what was left out."""
+"""Writes the data card of the corpus: its contents, licences and rejected recordings."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ tests are a little lower than on everything that the actors say.
 def write_card(
     summary: Mapping[str, Sequence[Mapping]], calibration: Mapping[str, Mapping[str, float]], sources: Sequence[str]
 ) -> str:
-    """The data card in Markdown.
+    """Return the data card in Markdown.
 
     Args:
-        summary: what :func:`corpus.summarize` returns.
-        calibration: what :func:`pairs.calibrate` returns, by language.
+        summary: result of :func:`corpus.summarize`.
+        calibration: results of :func:`pairs.calibrate` by language.
         sources: keys of :data:`SOURCES` that were used.
     """
     parts = [HEADER]

@@ -1,7 +1,7 @@
-"""The Russian voice of Festival: one man reads literary sentences.
+"""Reads the recordings of Festival's Russian voice: one man reads literary sentences.
 
-``etc/txt.done.data`` has a line for each recording of ``wav/``: ``( ru_0001 "text." )``. A ``+`` stands before a
-stressed vowel, and a comma wherever the reader pauses.
+``etc/txt.done.data`` has a line for each recording of ``wav/``: ``( ru_0001 "text." )``. A ``+`` precedes a
+stressed vowel. A comma marks each pause of the reader.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from .clips import Clip
 LINE = re.compile(r'^\(\s*(\S+)\s+"(.*)"\s*\)\s*$', re.MULTILINE)
 
 SENTENCES_TOGETHER = 20
-"""Sentences follow one another in a story; so many stay on one side of a split."""
+"""Number of consecutive sentences in a group, because these belong to one story."""
 
 
 def read_clips(folder: Path) -> Iterator[Clip]:
-    """The recordings that ``folder`` has both sound and text of."""
+    """Yield the recordings that have both sound and text in ``folder``."""
     lines = LINE.findall((folder / "etc" / "txt.done.data").read_text(encoding="utf-8"))
     for index, (name, text) in enumerate(lines):
         sound = folder / "wav" / f"{name}.wav"

@@ -1,7 +1,7 @@
-"""Fish Fillets (Czech, Dutch): acted dialogue of two fish and of those they meet.
+"""Reads the recordings of Fish Fillets (Czech, Dutch): acted dialogue of two fish and other characters.
 
 A level's ``dialogs_LL.lua`` names its lines (``dialogId``), and ``sound/<level>/**/LL/<line>.ogg`` is the recording.
-The line's font is that of its role.
+The font of a line tells its role.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ LINE = re.compile(
 
 
 def read_lines(script: str) -> Iterator[tuple[str, str, str]]:
-    """The name, the role and the text of each line of a ``dialogs_LL.lua``."""
+    """Yield the name, the role and the text of each line of a ``dialogs_LL.lua``."""
     for name, font, _, text in LINE.findall(script):
         yield name, font.removeprefix("font_"), re.sub(r"\\(.)", r"\1", text.replace(r"\n", " "))
 
 
 def read_clips(scripts: Path, sounds: Path, language: str) -> Iterator[Clip]:
-    """The recordings of one language whose text is known.
+    """Yield the recordings of one language whose text is known.
 
     Args:
-        scripts: holds ``<level>/*dialogs_<language>.lua``.
-        sounds: holds ``<level>/**/<language>/*.ogg``.
+        scripts: folder with ``<level>/*dialogs_<language>.lua``.
+        sounds: folder with ``<level>/**/<language>/*.ogg``.
         language: ``"cs"`` or ``"nl"``.
     """
     source = f"fillets-{language}"
@@ -49,7 +49,7 @@ def read_clips(scripts: Path, sounds: Path, language: str) -> Iterator[Clip]:
                 language=language,
                 text=text,
                 group=level,
-                # "both" is the two fish in chorus.
+                # "both" means that the two fish speak together.
                 speaker=f"{source}-{role}" if role not in ("", "both") else None,
                 file=sound,
             )

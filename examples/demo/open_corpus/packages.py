@@ -1,4 +1,4 @@
-"""The Debian packages that the recordings are in, and their licences."""
+"""Downloads the Debian packages of the recordings, and states their licences."""
 
 from __future__ import annotations
 
@@ -65,11 +65,11 @@ PACKAGES = {
 
 @dataclass(frozen=True)
 class Source:
-    """Recordings that come together.
+    """Recordings of one origin.
 
     Attributes:
-        description: what they are, for the data card.
-        packages: names in :data:`PACKAGES`; the first has the recordings.
+        description: description of the recordings for the data card.
+        packages: names in :data:`PACKAGES`. The first package has the recordings.
     """
 
     description: str
@@ -85,14 +85,14 @@ SOURCES = {
 }
 
 SENTENCE_SOURCES = ("queen", "festvox-ru", "fillets-cs", "fillets-nl")
-"""What is divided into training, validation and test."""
+"""Sources that are divided into training, validation and test."""
 
 PHRASE_LANGUAGES = ("el", "es", "fr", "ro", "ru")
-"""Languages whose phrases are read; the recogniser hears the others of Tux Paint (be, bg, ca) too badly to judge them."""
+"""Languages whose phrases are used. The recogniser is too inaccurate in Tux Paint's other languages (be, bg, ca)."""
 
 
 def fetch_packages(directory: Path, sources: Sequence[str]) -> dict[str, Path]:
-    """Download and unpack what ``sources`` need, without root; what is there is left alone.
+    """Download and unpack the packages of ``sources`` without root. Existing folders are kept.
 
     Returns:
         A folder for each package.
@@ -111,7 +111,7 @@ def fetch_packages(directory: Path, sources: Sequence[str]) -> dict[str, Path]:
 
 
 def read_source(source: str, folders: dict[str, Path]) -> Iterator[Clip]:
-    """The clips of a key of :data:`SOURCES`, from the folders that :func:`fetch_packages` returns."""
+    """Yield the clips of a key of :data:`SOURCES` from the folders that :func:`fetch_packages` returns."""
     if source == "queen":
         return queen.read_clips(folders["flight-of-the-amazon-queen"])
     if source == "festvox-ru":

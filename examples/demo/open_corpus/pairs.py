@@ -1,9 +1,9 @@
-"""Which recordings do not say their text, by the judgement of an independent recogniser.
+"""Finds recordings that do not match their text, with an independent recogniser.
 
-A pair is wrong where the characters that the recogniser hears differ too much from the text. How much is too much
-depends on how well it hears a language: each limit lies where few texts that were dealt to other recordings pass, and
-`calibrate` measures both that share and the share of rows that the limit rejects. ``wrong_pairs.json`` keeps the
-verdict on the pinned packages, so that nobody has to listen again.
+A pair of recording and text is wrong if its character error exceeds the limit of its language. The limit depends on the
+accuracy of the recogniser in the language: only few texts that are assigned to other recordings are below it. `calibrate`
+measures the share of such texts and the share of rows that the limit rejects. ``wrong_pairs.json`` has the verdicts for the
+pinned packages, so that the check need not be repeated.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from .texts import normalize
 
 
 MAX_CHARACTER_ERROR = {"en": 0.5, "ru": 0.5, "cs": 0.7, "nl": 0.7, "es": 0.6, "fr": 0.6}
-"""Character errors by the text's length, per language; others have :data:`OTHER_MAX_CHARACTER_ERROR`."""
+"""Largest character error of each language. Other languages have :data:`OTHER_MAX_CHARACTER_ERROR`."""
 
 OTHER_MAX_CHARACTER_ERROR = 0.7
 
 MIN_REPEATED = 3
-"""Letters that must come again for a repetition."""
+"""Smallest number of repeated letters that counts as a repetition."""
 
 VERDICTS = Path(__file__).with_name("wrong_pairs.json")
 
 
 def limit(language: str) -> float:
-    """The largest character error of a pair that is used."""
+    """Return the largest character error of an accepted pair."""
     return MAX_CHARACTER_ERROR.get(language, OTHER_MAX_CHARACTER_ERROR)
 
 
 def character_error(text: str, heard: Sequence[str], language: str) -> float:
-    """Edits between a text and the nearest transcript by the text's length, without spaces and repetition.
+    """Return the edit distance from a text to its nearest transcript, divided by the text's length. Spaces and loops are ignored.
 
     Args:
-        text: normalised.
-        heard: transcripts of one recording, as the recogniser spells them.
-        language: of both.
+        text: normalised text.
+        heard: transcripts of one recording, in the recogniser's spelling.
+        language: language of the text and the transcripts.
     """
     letters = text.replace(" ", "")
     spoken = [normalize(transcript, language).replace(" ", "") for transcript in heard]
@@ -50,7 +50,7 @@ def character_error(text: str, heard: Sequence[str], language: str) -> float:
 
 
 def once(letters: str) -> str:
-    """``letters`` up to where they begin again, until their end: a recogniser in a loop says the same over and over."""
+    """Remove repetitions from the end of ``letters``: a recogniser in a loop repeats its output."""
     periods = range(1, len(letters) - MIN_REPEATED + 1)
     return letters[: next((period for period in periods if letters.startswith(letters[period:])), len(letters))]
 
@@ -58,12 +58,12 @@ def once(letters: str) -> str:
 def check_pairs(
     rows: Sequence[dict], listen: Callable[[Sequence[dict], float], Mapping[str, str]], path: Path
 ) -> None:
-    """Listen to every recording, and write which pairs are wrong.
+    """Transcribe every recording, and write the wrong pairs.
 
     Args:
-        rows: with "id", "text" and "language".
-        listen: the transcripts of some rows by "id", with so many seconds of silence behind a recording.
-        path: the file to write.
+        rows: rows with "id", "text" and "language".
+        listen: returns the transcripts of rows by "id". Its second argument is the silence after a recording in seconds.
+        path: file to write.
     """
     heard = {name: [text] for name, text in listen(rows, SHORT_MARGIN).items()}
     failed = [row for row in rows if row["id"] in find_wrong_pairs(rows, heard)]
@@ -77,7 +77,7 @@ def check_pairs(
 
 
 def find_wrong_pairs(rows: Sequence[dict], heard: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """The character error of each pair above its language's limit, by the row's "id"."""
+    """Return the character error of each pair above its language's limit, by the row's "id"."""
     wrong = {}
     for row in rows:
         error = character_error(row["text"], heard[row["id"]], row["language"])
@@ -87,15 +87,15 @@ def find_wrong_pairs(rows: Sequence[dict], heard: Mapping[str, Sequence[str]]) -
 
 
 def calibrate(rows: Sequence[dict], heard: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """How the limit divides the pairs of one language, and texts that are dealt to recordings of the same length.
+    """Measure how many pairs of one language, and how many texts that are assigned to other recordings, pass the limit.
 
     Returns:
         "limit", "pairs", the "median" character error, "rejected" (share of the pairs) and "dealt_accepted" (share of the
-        dealt pairs that would pass).
+        texts assigned to other recordings that would pass).
     """
     language = rows[0]["language"]
     most = limit(language)
-    # Neighbours by length, so that a wrong length alone does not give a dealt pair away.
+    # Exchange texts of similar length, so that the length alone does not reveal a wrong pair.
     ordered = sorted(rows, key=lambda row: (len(row["text"]), row["id"]))
     dealt = [
         character_error(text["text"], heard[row["id"]], language)
@@ -113,16 +113,16 @@ def calibrate(rows: Sequence[dict], heard: Mapping[str, Sequence[str]]) -> dict[
 
 
 def read_verdicts(path: Path = VERDICTS) -> dict[str, float]:
-    """The wrong pairs that :func:`write_verdicts` kept, by "id"."""
+    """Read the wrong pairs that :func:`write_verdicts` wrote, by "id"."""
     return json.loads(path.read_text(encoding="utf-8"))["wrong_pairs"]
 
 
 def read_calibration(path: Path = VERDICTS) -> dict[str, dict[str, float]]:
-    """How the pairs of each language were judged, as :func:`calibrate` returns it."""
+    """Read the results of :func:`calibrate` by language."""
     return json.loads(path.read_text(encoding="utf-8"))["calibration"]
 
 
 def write_verdicts(wrong: Mapping[str, float], calibration: Mapping[str, Mapping[str, float]], path: Path) -> None:
-    """Keep the wrong pairs and how they were found."""
+    """Write the wrong pairs and the method of the check."""
     report = {"calibration": calibration, "wrong_pairs": dict(sorted(wrong.items()))}
     write_text(path, json.dumps(report, indent=1, ensure_ascii=False) + "\n")

@@ -1,13 +1,13 @@
-"""Flight of the Amazon Queen (English): acted dialogue in one archive, `queen.1c`.
+"""Reads the recordings of Flight of the Amazon Queen (English): acted dialogue in one archive, `queen.1c`.
 
-The archive's directory names voice clips (``.SB``, MP3) and scripts. A clip's name is that of the line it says:
+The archive's directory names voice clips (``.SB``, MP3) and scripts. A clip's name identifies its line:
 
-- ``KKNNNNJs``: dialogue ``KK``, line ``NNNN`` (hexadecimal), said by Joe, the hero, or by the other person (``P``).
-  The text is in a ``.DOG`` file, which has the dialogue's number in it. ``SSSS`` and ``XXXX`` stand for greetings.
-- ``CnnX_iis``: line ``ii`` of the cutaway ``CnnX.CUT``, padded with ``_``. Who speaks is not written there.
+- ``KKNNNNJs``: dialogue ``KK``, line ``NNNN`` (hexadecimal), spoken by Joe, the hero, or by the other person (``P``).
+  The text is in a ``.DOG`` file, which contains the dialogue's number. ``SSSS`` and ``XXXX`` stand for greetings.
+- ``CnnX_iis``: line ``ii`` of the cutaway ``CnnX.CUT``, padded with ``_``. The file does not name the speaker.
 - ``JOEnnnns``: Joe describes an object. The texts are the first lines of ``QUEEN2.JAS``.
 
-The last character, ``s``, counts the segments of a line, which stage directions such as ``*FL`` or ``*14`` divide.
+The last character, ``s``, is the number of the segment. Stage directions such as ``*FL`` or ``*14`` divide a line into segments.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ DIRECTORY_ENTRY = struct.Struct(">12sBII")
 BANK_HEADER = 20
 
 DIRECTION = re.compile(r"\*(?:XY.{11}|..)", re.DOTALL)
-"""A stage direction; that of a position has coordinates."""
+"""A stage direction. The direction of a position has coordinates."""
 
 FIRST_DESCRIPTION = 41
-"""Joe's lines before it are answers, whose texts lie elsewhere."""
+"""Joe's lines before this number are answers. Their texts are in other files."""
 
 DESCRIPTIONS_TOGETHER = 20
-"""Consecutive descriptions are of one place; so many stay on one side of a split."""
+"""Number of consecutive descriptions in a group, because these describe one place."""
 
 
 def read_directory(archive: bytes) -> dict[str, tuple[int, int]]:
-    """The start and the size in bytes of each file in ``archive``.
+    """Return the start and the size in bytes of each file in ``archive``.
 
     Raises:
-        ValueError: it is another kind of file.
+        ValueError: the file has another type.
     """
     if not archive.startswith(b"QTBL"):
         raise ValueError("the archive does not begin with the table of Flight of the Amazon Queen ('QTBL')")
@@ -51,7 +51,7 @@ def read_directory(archive: bytes) -> dict[str, tuple[int, int]]:
 
 
 def read_string(script: bytes, offset: int, alignment: int = 2) -> tuple[str, int]:
-    """A string with its length before it, and the offset behind it and its padding."""
+    """Read a string that starts with its length. Return it and the offset after its padding."""
     length = script[offset]
     offset += 1
     if not length:
@@ -61,12 +61,12 @@ def read_string(script: bytes, offset: int, alignment: int = 2) -> tuple[str, in
 
 
 def segments(line: str) -> list[str]:
-    """What is said between stage directions; the position in the list is part of a clip's name."""
+    """Return the texts between stage directions. The position in the list is part of a clip's name."""
     return DIRECTION.split(line)
 
 
 def read_dialogue(script: bytes) -> Iterator[tuple[str, str]]:
-    """Names of clips, without the segment, and lines of a ``.DOG`` file."""
+    """Yield clip names, without the segment, and lines of a ``.DOG`` file."""
     levels, _, key, joes, persons = struct.unpack_from(">5h", script)
     person_offset, _, greetings_offset = struct.unpack_from(">3H", script, 22)
     joe_offset = 32 + abs(levels) * 96
@@ -84,30 +84,30 @@ def read_dialogue(script: bytes) -> Iterator[tuple[str, str]]:
 
 
 def read_cutaway(script: bytes, name: str) -> Iterator[tuple[str, str]]:
-    """Names of clips, without the segment, and lines of the cutaway ``name``."""
+    """Yield clip names, without the segment, and lines of the cutaway ``name``."""
     (objects,) = struct.unpack_from(">h", script, 2)
     (offset,) = struct.unpack_from(">H", script, 8)
-    _, offset = read_string(script, offset)  # the way that Joe looks at first
+    _, offset = read_string(script, offset)  # Joe's initial direction
     for index in range(1, abs(objects) + 1):
         line, offset = read_string(script, offset)
         yield f"{name:_<5}{index:02d}", line
 
 
 def read_descriptions(lines: str) -> Iterator[tuple[str, str]]:
-    """Names of clips, without the segment, and lines of ``QUEEN2.JAS``; some name a script instead."""
+    """Yield clip names, without the segment, and lines of ``QUEEN2.JAS``. Some lines name a script instead of a text."""
     for index, line in enumerate(lines.split("\r\n")):
         if not line.upper().endswith((".CUT", ".DOG")):
             yield f"JOE{index + FIRST_DESCRIPTION:04d}", line
 
 
 def read_clips(folder: Path) -> Iterator[Clip]:
-    """The recordings whose text is known.
+    """Yield the recordings whose text is known.
 
     Args:
-        folder: holds ``queen.1c``.
+        folder: folder with ``queen.1c``.
 
     Yields:
-        One clip for each voice file; where two lines have the same name, the first.
+        One clip for each voice file. If two lines have the same name, the first is used.
     """
     path = folder / "queen.1c"
     archive = path.read_bytes()

@@ -1,8 +1,9 @@
-"""What an independent recogniser hears: Whisper-base in 8 bits, which was trained on none of these recordings.
+"""Transcribes with an independent recogniser: Whisper-base in 8 bits, which was trained on none of these recordings.
 
-It needs the package ``ctranslate2`` (extra ``corpus``). The encoder sees a recording and some silence instead of thirty
-seconds. With one second of silence it is ten times faster, and repeats itself in one recording of twenty (Czech); with
-eight seconds it is three times faster, and does so as rarely as with thirty. So what fails at first is heard again.
+It needs the package ``ctranslate2`` (extra ``corpus``). The input of the encoder is a recording with some silence, instead of
+thirty seconds. With one second of silence, the recogniser is ten times faster and repeats itself in one of twenty recordings
+(Czech). With eight seconds, it is three times faster and repeats itself as rarely as with thirty seconds. Recordings that fail
+with one second are therefore transcribed again with eight.
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ FILES = ("model.bin", "config.json", "tokenizer.json", "vocabulary.txt")
 
 BATCH = 16
 SHORT_MARGIN, LONG_MARGIN = 1.0, 8.0
-"""Seconds of silence behind a recording, at first and where that fails."""
+"""Seconds of silence after a recording, in the first and the second attempt."""
 
 MAX_SECONDS = 30.0
 FRAMES_PER_SECOND = 100
 
 TOKENS_PER_SECOND = 15
-"""More is a recogniser that repeats itself."""
+"""Limit of the output, because a longer transcript is a repetition."""
 
 
 def fetch_recogniser(folder: Path) -> Path:
-    """Put Whisper-base in CTranslate2's format into ``folder``, unless it is there."""
+    """Download Whisper-base in CTranslate2's format to ``folder``, unless it exists there."""
     if all((folder / name).is_file() for name in FILES):
         return folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,11 +57,11 @@ class Recogniser:
     """Greedy decoding in a known language, on one thread.
 
     Args:
-        folder: what :func:`fetch_recogniser` returns.
+        folder: result of :func:`fetch_recogniser`.
     """
 
     def __init__(self, folder: Path):
-        import ctranslate2  # only a fresh check needs it
+        import ctranslate2  # needed only for a new check
 
         self._model = ctranslate2.models.Whisper(str(folder), compute_type="int8", intra_threads=1, inter_threads=1)
         self._storage = ctranslate2.StorageView.from_array
@@ -72,7 +73,7 @@ class Recogniser:
         Args:
             recordings: float32, mono, 16 kHz, each of shape ``(samples,)`` and at most 29 s.
             language: ISO 639-1 code.
-            margin: seconds of silence behind the longest.
+            margin: silence after the longest recording in seconds.
 
         Returns:
             The transcripts.
@@ -96,13 +97,13 @@ class Recogniser:
 def hear(
     recordings: Mapping[str, tuple[Path, str]], cache: Path, recogniser: Path, margin: float = SHORT_MARGIN
 ) -> dict[str, str]:
-    """What the recogniser hears in each recording; an interrupted run goes on where it was.
+    """Transcribe each recording. An interrupted run continues where it stopped.
 
     Args:
-        recordings: file and language by name.
-        cache: JSON lines of ``id`` and ``heard``, to which each batch is added at once.
-        recogniser: the recogniser's folder, fetched when it is needed.
-        margin: seconds of silence behind a recording.
+        recordings: file and language of each recording by name.
+        cache: JSON Lines file of ``id`` and ``heard``. Each batch is appended when it is finished.
+        recogniser: folder of the recogniser. It is downloaded when it is needed.
+        margin: silence after a recording in seconds.
 
     Returns:
         A transcript for each of ``recordings``.
@@ -110,7 +111,7 @@ def hear(
     heard = {}
     if cache.is_file():
         rows = cache.read_text(encoding="utf-8").splitlines(keepends=True)
-        # A line without its end was being written when the run was interrupted.
+        # An interrupted run may leave an incomplete last line.
         rows = [json.loads(row) for row in rows if row.endswith("\n")]
         cache.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
         heard = {row["id"]: row["heard"] for row in rows}
@@ -135,7 +136,7 @@ def hear(
 
 
 def _batches(names: Sequence[str], recordings: Mapping[str, tuple[Path, str]]) -> Iterable[tuple[list[str], str]]:
-    """Neighbours in ``names`` that share a language, and that language."""
+    """Yield consecutive ``names`` that share a language, and this language."""
     batch: list[str] = []
     for name in names:
         if batch and (len(batch) == BATCH or recordings[name][1] != recordings[batch[0]][1]):

@@ -1,4 +1,4 @@
-"""Recordings as 16 kHz FLAC, and which are not used."""
+"""Converts recordings to FLAC at 16 kHz, and rejects unsuitable ones."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from .clips import Clip
 
 SECONDS = (0.4, 20.0)
 CHARACTERS_PER_SECOND = (4.0, 25.0)
-"""Slower is mostly silence or music, faster is a text that the recording does not say whole."""
+"""Slower recordings are mostly silence or music. In faster ones, a part of the text is missing."""
 
 MIN_PEAK = 0.01
 MIN_BYTES = 400
-"""Shorter files hold no sound."""
+"""Shorter files have no sound."""
 
 
 def convert(clip: Clip, path: Path) -> np.ndarray | None:
-    """Decode ``clip`` into the FLAC file ``path``, or read that where it is there.
+    """Convert ``clip`` to the FLAC file ``path``, or read this file if it exists.
 
     Returns:
-        The samples: float32, mono, 16 kHz, shape ``(samples,)``; ``None`` where the clip holds no sound.
+        The samples: float32, mono, 16 kHz, shape ``(samples,)``; ``None`` if the clip has no sound.
     """
     if path.is_file():
         return soundfile.read(path, dtype="float32")[0]
@@ -46,11 +46,11 @@ def convert(clip: Clip, path: Path) -> np.ndarray | None:
 
 
 def reason_to_reject(samples: np.ndarray | None, text: str) -> str | None:
-    """Why a recording is not used, or ``None``.
+    """Return the reason to reject a recording, or ``None``.
 
     Args:
-        samples: what :func:`convert` returns.
-        text: what it should say, normalised.
+        samples: result of :func:`convert`.
+        text: normalised text of the recording.
     """
     if samples is None or not len(samples):
         return "no sound"

@@ -1,4 +1,4 @@
-"""Which side each recording is on: no group, no text and, where roles are known, some speakers on one side only."""
+"""Assigns recordings to splits. Splits share no group, no text and, where roles are known, no held-out speaker."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Iterable, Mapping, Sequence
 
 
 MINUTES = {"test": 15.0, "validation": 8.0}
-"""How much of each source is held out."""
+"""Minutes of each source in the held-out splits."""
 
 HELD_OUT_SPEAKER_MINUTES = 5.0
-"""How much of the test is by speakers who are nowhere else, where a source names enough of them."""
+"""Minutes of the test by speakers who occur in no other split, if a source names enough speakers."""
 
 OVERFULL = 0.1
-"""A split may be larger by this share, since groups stay whole."""
+"""A split may exceed its size by this share, because groups are not divided."""
 
 MINOR_SHARE = 0.1
-"""A speaker with more than this of a source is not held out."""
+"""A speaker with more than this share of a source is not held out."""
 
 
 def split_rows(
@@ -25,23 +25,23 @@ def split_rows(
 ) -> tuple[dict[str, list[dict]], list[tuple[dict, str]]]:
     """Divide the rows of one source.
 
-    Minor speakers of several groups, in the order of their names' digests, are in the test alone, up to
-    :data:`HELD_OUT_SPEAKER_MINUTES`. Groups, in that order too, fill the test and the validation set as long as they fit; the rest trains. So neither the
-    order of rows nor chance has a say.
+    Minor speakers of several groups are held out for the test, in the order of their names' digests, up to
+    :data:`HELD_OUT_SPEAKER_MINUTES`. Groups fill the test and the validation set in the order of their names' digests, as
+    long as they fit. The other groups are for training. The result does not depend on the order of the rows or on chance.
 
     Args:
-        rows: with "text", "duration" in seconds, "speaker" and "group".
-        minutes: the size of each held-out split.
+        rows: rows with "text", "duration" in seconds, "speaker" and "group".
+        minutes: size of each held-out split.
 
     Returns:
-        The rows of "train", "test" and "validation", each with "new_speaker": whether training lacks their speaker,
-        ``None`` if they are unknown. Then the rows that are left out, with the reason.
+        The rows of "train", "test" and "validation", each with "new_speaker": whether the speaker is not in "train", or
+        ``None`` if the speaker is unknown. The second value has the rejected rows with their reasons.
     """
     held_out = _held_out_speakers(rows)
     named = {row["group"] for row in rows if row["speaker"] is not None}
     total = sum(row["duration"] for row in rows)
     sides: dict[str, str] = {}
-    # Groups whose speakers are named, and the others, each fill their share.
+    # Groups with named speakers and groups without them each fill their share of the splits.
     for kind in (True, False):
         members = [row for row in rows if (row["group"] in named) is kind]
         share = sum(row["duration"] for row in members) / total
@@ -68,7 +68,7 @@ def split_rows(
 
 
 def _sides(rows: Iterable[dict], minutes: Mapping[str, float], filled: Mapping[str, float]) -> dict[str, str]:
-    """The split of each group, with so many seconds ``filled`` before."""
+    """Return the split of each group. ``filled`` has the seconds that a split already contains."""
     seconds: dict[str, float] = defaultdict(float)
     for row in rows:
         seconds[row["group"]] += row["duration"]
@@ -83,7 +83,7 @@ def _sides(rows: Iterable[dict], minutes: Mapping[str, float], filled: Mapping[s
 
 
 def _held_out_speakers(rows: Sequence[dict]) -> set[str]:
-    """Minor speakers of several groups; one of a single group is on one side anyway."""
+    """Choose minor speakers of several groups. A speaker of a single group is in one split anyway."""
     seconds: dict[str, float] = defaultdict(float)
     groups: dict[str, set[str]] = defaultdict(set)
     for row in rows:

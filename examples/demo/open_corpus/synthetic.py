@@ -1,8 +1,8 @@
-"""Sentences that SVOX Pico says, one voice a language: hours of exact transcripts in minutes.
+"""Creates synthetic speech with SVOX Pico: hours of recordings with exact transcripts in minutes.
 
-The package ``py-nanotts`` (extra ``corpus``, Apache-2.0) brings the voices. The sentences are dialogue of Fish Fillets and the
-GNOME user documentation. English has two voices, of which one is in the test alone; the others say their own test, and for
-Spanish and French the phrases that people say are a test besides.
+The package ``py-nanotts`` (extra ``corpus``, Apache-2.0) has the voices. The sentences are dialogue of Fish Fillets and the GNOME
+user documentation. English has two voices, and one of them is only in the test. The other languages have one voice for all
+splits. Spanish and French also have the phrases that people say as a test.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .texts import normalize, reason_to_reject
 
 @dataclass(frozen=True)
 class Voices:
-    """The voice of the training and the validation set, and that of the test."""
+    """The voice of the training and validation sets, and the voice of the test."""
 
     train: str
     test: str
@@ -41,27 +41,27 @@ VOICES = {
     "it": Voices("it-IT", "it-IT"),
 }
 
-# The corpus of eSpeak has no Italian.
+# The eSpeak corpus has no Italian, so `gnome_texts` does not list it.
 DOCUMENTATION = {**gnome_texts.LANGUAGES, "it": gnome_texts.Language("it", "it")}
 
 SPEED = (0.8, 1.25)
 PITCH = (0.85, 1.2)
 VOLUME = 0.4
-"""At full volume the loudest samples are cut off."""
+"""At full volume, the loudest samples are clipped."""
 
 WORDS = (2, 25)
 
 HELD_OUT = {"validation": 50, "test": 100}
-"""Sentences a language."""
+"""Number of sentences for each language."""
 
 
 @dataclass(frozen=True)
 class Sentence:
     """
     Attributes:
-        text: normalised.
-        original: as it is said.
-        group: level of the game or page.
+        text: normalised text.
+        original: spoken text in its original spelling.
+        group: level of the game, or "gnome-help" for the documentation.
     """
 
     text: str
@@ -72,11 +72,11 @@ class Sentence:
 def read_sentences(
     scripts: Path, documentation: Path, language: str, heard: Collection[str]
 ) -> dict[str, list[Sentence]]:
-    """The sentences of each split, none in two, and none in training or validation that people say in a test.
+    """Return the sentences of each split. No sentence occurs twice, and none is in ``heard``.
 
     Args:
-        scripts: of Fish Fillets.
-        documentation: of GNOME.
+        scripts: folder of the scripts of Fish Fillets.
+        documentation: folder of the GNOME documentation.
         language: key of :data:`VOICES`.
         heard: normalised texts of all recordings of people in this language.
     """
@@ -94,7 +94,7 @@ def read_sentences(
 
 
 def _dialogue(scripts: Path, language: str) -> Iterator[tuple[str, str, str]]:
-    """Text, group and split of the game's lines."""
+    """Yield text, group and split of the game's lines."""
     for file in sorted(scripts.glob(f"*/*dialogs_{language}.lua")):
         level = file.parent.name
         for _, _, text in read_lines(file.read_text(encoding="utf-8")):
@@ -102,7 +102,7 @@ def _dialogue(scripts: Path, language: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _documentation(folder: Path, language: str) -> Iterator[tuple[str, str, str]]:
-    """Text, group and split of the documentation's sentences."""
+    """Yield text, group and split of the documentation's sentences."""
     for split, sentences in gnome_texts.read_language(folder, DOCUMENTATION[language]).items():
         for text in sentences:
             yield text, "gnome-help", split
@@ -111,19 +111,19 @@ def _documentation(folder: Path, language: str) -> Iterator[tuple[str, str, str]
 def speak_corpus(
     scripts: Path, documentation: Path, people: dict[str, list[dict]], output: Path, takes: int
 ) -> dict[str, list[dict]]:
-    """Say the sentences of all languages.
+    """Speak the sentences of all languages.
 
     Args:
-        scripts: of Fish Fillets.
-        documentation: of GNOME.
-        people: rows of people by file, whose texts are not said again.
-        output: the corpus's folder; the sound goes into ``audio/pico``.
-        takes: how often each training sentence is said, at another speed and pitch.
+        scripts: folder of the scripts of Fish Fillets.
+        documentation: folder of the GNOME documentation.
+        people: rows of recordings of people by file. Their texts are not spoken.
+        output: folder of the corpus. The sound is written to ``audio/pico``.
+        takes: number of times that each training sentence is spoken, each time at another speed and pitch.
 
     Returns:
         Rows of "synthetic-train", "synthetic-validation" and "synthetic-test".
     """
-    from py_nanotts import NanoTTS  # only synthetic speech needs it
+    from py_nanotts import NanoTTS  # needed only for synthetic speech
 
     engine = NanoTTS()
     rows: dict[str, list[dict]] = {f"synthetic-{split}": [] for split in ("train", "validation", "test")}
@@ -140,7 +140,7 @@ def speak_corpus(
 
 
 def _speak(engine, sentence: Sentence, language: str, voice: str, name: str, output: Path, varied: bool) -> dict:
-    """Say a sentence into a file, unless it is there, and return its row."""
+    """Write a spoken sentence to a file, unless the file exists, and return its row."""
     audio = Path("audio") / "pico" / f"{name}.flac"
     path = output / audio
     if not path.is_file():

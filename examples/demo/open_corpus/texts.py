@@ -1,4 +1,4 @@
-"""Texts as they are said: one spelling a word, and none that could be read aloud in two ways."""
+"""Normalises texts to one spelling of each word, and rejects texts with an ambiguous pronunciation."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import unicodedata
 
 
 UNSAYABLE = re.compile(r"[\d%<>_^@()\[\]{}|=+*/\\#&€$£]")
-"""Digits and signs: what is said for them is not certain."""
+"""Digits and signs, which have several pronunciations."""
 
 DRAWN_OUT = re.compile(r"(\w)\1\1")
-"""A letter three times in a row is a cry ("Aaargh"), which people spell as they like."""
+"""A letter three times in a row marks a cry ("Aaargh"), which has no fixed spelling."""
 
 MIN_LETTERS = 2
 
@@ -23,15 +23,15 @@ DUTCH_CLITIC = re.compile(r"(?<!\w)'(?=[tsnkmr]\b)")
 """Words that begin with an apostrophe: "'t" is "het"."""
 
 SCRIPTS = {"ru": "CYRILLIC", "el": "GREEK"}
-"""A language's letters; Latin ones where it is not named."""
+"""Letters of a language. Languages that are not listed have Latin letters."""
 
 
 def normalize(text: str, language: str) -> str:
-    """``text`` in lower case, without punctuation.
+    """Convert ``text`` to lower case, and remove punctuation.
 
     Args:
-        text: a sentence.
-        language: ISO 639-1 code. Russian writes "е" for "ё", and Dutch keeps the apostrophe of "'t".
+        text: sentence in any spelling.
+        language: ISO 639-1 code. In Russian, "ё" becomes "е". Dutch keeps the apostrophe of "'t".
 
     Returns:
         Words with one space between them. An apostrophe stays inside a word, and a hyphen becomes a space.
@@ -47,10 +47,10 @@ def normalize(text: str, language: str) -> str:
 
 
 def reason_to_reject(text: str, language: str) -> str | None:
-    """Why a package's ``text`` is not used, or ``None``.
+    """Return the reason to reject a package's ``text``, or ``None``.
 
     Args:
-        text: as the package spells it.
+        text: text in the package's spelling.
         language: ISO 639-1 code.
     """
     if UNSAYABLE.search(text):

@@ -1,7 +1,7 @@
-"""Tux Paint's stamps: people say in a few words what a picture shows.
+"""Reads the recordings of Tux Paint's stamps: people describe a picture in a few words.
 
-``NAME_desc_LL.ogg`` is the recording in the language ``LL``; ``NAME.txt`` has the text in all, a line ``LL.utf8=text``
-each, and in English in its first line. Who speaks is not written there; it is about one person a language.
+``NAME_desc_LL.ogg`` is the recording in the language ``LL``; ``NAME.txt`` has a line ``LL.utf8=text``
+for each language. Its first line is the English text. The files do not name the speakers. There is about one for each language.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from .clips import Clip
 
 
 LETTERS = "alphabets"
-"""The folder of stamps of letters, whose names are said and not written."""
+"""The folder of stamps of letters. The recordings say names of letters, but the texts do not."""
 
 
 def read_texts(file: Path) -> dict[str, str]:
-    """The texts of a stamp by language."""
+    """Return the texts of a stamp by language."""
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
     return {
         code.removesuffix(".utf8"): text
@@ -27,7 +27,7 @@ def read_texts(file: Path) -> dict[str, str]:
 
 
 def read_clips(folder: Path, languages: Sequence[str]) -> Iterator[Clip]:
-    """The recordings of ``languages`` in ``folder`` and below whose text is known; a sound that occurs twice comes once."""
+    """Yield the recordings of ``languages`` below ``folder`` whose text is known. A sound that occurs twice is used once."""
     for language in languages:
         heard = set()
         for sound in sorted(folder.rglob(f"*_desc_{language}.ogg")):

@@ -13,6 +13,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=16, help="Number of segments in a batch; by default 16.")
     parser.add_argument("--tell-language", action="store_true", help="Name each recording's language in the prompt.")
     parser.add_argument(
+        "--task",
+        choices=["transcribe", "translate"],
+        default="transcribe",
+        help="'translate' reports BLEU and chrF against the columns translation and target_language.",
+    )
+    parser.add_argument(
         "--keywords",
         nargs="+",
         type=int,

@@ -17,7 +17,15 @@ from ..processing.voice_activity import VOICE_ACTIVITIES
 from ..processing.writing import joint
 from ..subtitles import WRITERS, join_words
 from .live_text import LiveText
-from .options import DTYPE_HELP, DTYPES, UsageError, check_voice_activity, load_config
+from .options import (
+    DTYPE_HELP,
+    DTYPES,
+    UsageError,
+    add_keyword_arguments,
+    check_voice_activity,
+    load_config,
+    read_keywords,
+)
 from .transcribe import load_transcriber
 
 
@@ -39,8 +47,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--language", help="Code or English name; by default the model identifies the language.")
     parser.add_argument("--prompt", help="Context for the model, such as names or the subject.")
+    add_keyword_arguments(parser)
     parser.add_argument(
         "--latency", type=float, default=1.0, metavar="SECONDS", help="Seconds between transcripts; by default 1."
+    )
+    parser.add_argument(
+        "--encoder",
+        choices=["reencode", "cached"],
+        default="reencode",
+        help="cached encodes speech once, with a model that was trained in chunks; by default reencode.",
     )
     parser.add_argument(
         "--agreement", type=int, default=2, metavar="N", help="Transcripts that must agree on a word; by default 2."
@@ -184,9 +199,11 @@ def run(args: argparse.Namespace) -> int:
                 language=args.language,
                 latency_s=args.latency,
                 sampling_rate=source.sampling_rate,
+                encoder=args.encoder,
                 prompt=args.prompt,
                 agreement=args.agreement,
                 vad=args.vad,
+                keywords=read_keywords(args),
             )
             if args.source is None:
                 print("Listening; Ctrl+C ends it.", file=sys.stderr)

@@ -48,6 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--language", help="Code or English name; by default the model identifies the language.")
     parser.add_argument("--prompt", help="Context for the model, such as names or the subject.")
+    parser.add_argument(
+        "--task", choices=["transcribe", "translate"], default="transcribe", help="By default transcribe."
+    )
+    parser.add_argument("--target-language", help="Language of the translation, as a code or an English name.")
     add_keyword_arguments(parser)
     parser.add_argument("--timestamps", choices=["segment", "word"], help="Times of segments or, with CIF, of words.")
     parser.add_argument("--batch-size", type=int, default=8, help="Number of segments in a batch; by default 8.")
@@ -141,9 +145,14 @@ def check_request(args: argparse.Namespace) -> None:
             "--timestamps word needs a projector with CIF ('cif' or 'moe_cif'), but this model's projector is "
             f"{config.projector_config.projector_type!r}; use --timestamps segment."
         )
+    if args.timestamps == "word" and args.task == "translate":
+        raise UsageError(
+            "--timestamps word is of transcripts: the words of a translation are not spoken; use segment."
+        )
     try:
         # Rendering the request checks it without reading a recording.
         request = {"language": args.language, "prompt": args.prompt, "keywords": args.keywords}
+        request |= {"task": args.task, "target_language": args.target_language}
         processor.apply_transcription_request("", tokenize=False, **request)
     except ValueError as error:
         raise UsageError(error) from error
@@ -270,6 +279,8 @@ def run(args: argparse.Namespace) -> int:
         "language": args.language,
         "prompt": args.prompt,
         "keywords": args.keywords,
+        "task": args.task,
+        "target_language": args.target_language,
         "vad": args.vad,
         "batch_size": args.batch_size,
         "progress_bar": sys.stderr.isatty(),

@@ -33,7 +33,9 @@ def measure_audio(
     if model.config.projector_config.uses_experts:
         nothing["expert_load"] = [0.0] * model.config.projector_config.num_experts
     measures = {row["row"]: {"row": row["row"], **nothing} for row in rows}
-    texts = {row["row"]: row["text"] for row in rows if row.get("words") and model.config.projector_config.uses_cif}
+    # Alignment needs a tokenizer that tells which characters its tokens cover.
+    is_aligned = model.config.projector_config.uses_cif and processor.tokenizer.is_fast
+    texts = {row["row"]: row["text"] for row in rows if is_aligned and row.get("words")}
     weights: dict[int, list[dict]] = {row: [] for row in texts}
     pieces = iter(tqdm(split_rows(processor, dataset, rows), desc="Projecting", unit="segment", disable=silent))
     while batch := list(itertools.islice(pieces, batch_size)):
@@ -53,7 +55,8 @@ def measure_audio(
             load = np.array(measures[row]["expert_load"]) + count_expert_load(*frames).cpu().numpy()
             measures[row]["expert_load"] = load.tolist()
     for row, pieces_of_row in weights.items():
-        if pieces_of_row:
+        # Without any weight, the times of words are unknown.
+        if any(piece["alphas"].any() for piece in pieces_of_row):
             aligned = align_pieces(pieces_of_row, processor, model.config.projector_frame_period)
             measures[row]["given_words"] = aligned["chunks"]
     return list(measures.values())

@@ -18,8 +18,9 @@ from transformers import Pipeline, pipeline
 from .. import registration  # noqa: F401 (registers the model for `pipeline`)
 from ..datasets_asr import load_asr_dataset
 from ..file_stamps import file_stamps
+from ..processing.tasks import TASKS
 from .audio_measures import measure_audio
-from .dataset_report import write_report
+from .dataset_report import write_report, write_translation_report
 from .hypothesis_files import HypothesisFiles
 from .keyword_evaluation import draw_keywords
 from .normalization import NORMALIZERS
@@ -41,6 +42,8 @@ class EvaluationOptions:
         batch_size (`int`, *optional*, defaults to 16): Number of segments in a batch.
         tell_language (`bool`, *optional*, defaults to `False`): Whether to name the language of each recording in the
             prompt.
+        task (`str`, *optional*, defaults to `"transcribe"`): With `"translate"`, the recordings are translated into the languages
+            of the column `target_language`, and BLEU and chrF against the column `translation` are reported, and nothing else.
         keywords (`tuple[int, ...]`, *optional*): Numbers of keywords. For each of them, the dataset is transcribed once more with
             lists of keywords, and error rates on listed and other words, recall and leakage are reported. 0 means the
             transcripts without keywords, scored with the words of the longest lists.
@@ -59,6 +62,7 @@ class EvaluationOptions:
     split: str = "test"
     batch_size: int = 16
     tell_language: bool = False
+    task: str = "transcribe"
     keywords: tuple[int, ...] = ()
     normalizer: str = "basic"
     examples: int = 3
@@ -70,6 +74,10 @@ class EvaluationOptions:
             raise ValueError(f"`output` {str(self.output)!r} must end in .json; other files are named after it.")
         if self.batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {self.batch_size}.")
+        if self.task not in TASKS:
+            raise ValueError(f"`task` must be one of {list(TASKS)}, got {self.task!r}.")
+        if self.task == "translate" and self.keywords:
+            raise ValueError("`keywords` measures transcripts; leave it out with `task='translate'`.")
         if any(size < 0 for size in self.keywords):
             raise ValueError(f"`keywords` must be numbers of keywords, got {list(self.keywords)}.")
         if self.normalizer not in NORMALIZERS:
@@ -97,11 +105,21 @@ def evaluate_dataset(options: EvaluationOptions) -> None:
         dataset = load_asr_dataset(options.dataset, split=options.split)
     if options.tell_language and "language" not in dataset.column_names:
         raise ValueError(f"`tell_language` needs a column 'language', but {options.dataset!r} has none.")
+    is_translation = options.task == "translate"
+    if is_translation:
+        missing = {"translation", "target_language"} - set(dataset.column_names)
+        if missing:
+            raise ValueError(f"`task='translate'` needs columns {sorted(missing)}, which {options.dataset!r} lacks.")
+        if find_spec("sacrebleu") is None:
+            raise ImportError('BLEU and chrF need sacreBLEU: `pip install "llm-asr[translation]"`.')
     transcriber = pipeline("automatic-speech-recognition", model=options.model, device=state.device)
     processor: Any = transcriber.processor
     if any(options.keywords):
         # Fail before transcribing if the template has no place for keywords.
         processor.apply_transcription_request("", keywords=["keyword"], tokenize=False)
+    if is_translation:
+        # Fail before translating if the template has no place for translations.
+        processor.apply_transcription_request("", task="translate", target_language="English", tokenize=False)
     uses_experts = transcriber.model.config.projector_config.uses_experts
     if options.output is not None and uses_experts and find_spec("matplotlib") is None:
         raise ImportError(
@@ -110,6 +128,10 @@ def evaluate_dataset(options: EvaluationOptions) -> None:
         )
     console = Console(quiet=silent)
     everything = dataset.remove_columns("audio").to_list()
+    if is_translation:
+        everything = [row for row in everything if row["translation"]]
+        if not everything:
+            raise ValueError(f"{options.dataset!r} has no row with a `translation`.")
 
     def share(rows: list[dict]) -> list[dict]:
         """
@@ -133,6 +155,8 @@ def evaluate_dataset(options: EvaluationOptions) -> None:
                 "number of recordings": len(everything),
                 "--tell-language": options.tell_language,
             }
+            if is_translation:
+                made_from["--task"] = options.task
             if keywords is not None:
                 made_from["keywords"] = size
             files = HypothesisFiles(output, made_from)
@@ -143,9 +167,7 @@ def evaluate_dataset(options: EvaluationOptions) -> None:
                 f"{len(done)} of {len(everything)} hypotheses are in {files.file()}; use --overwrite to transcribe again."
             )
         remaining = share([row for row in everything if row["row"] not in done])
-        hypotheses = transcribe(
-            transcriber, dataset, remaining, options.batch_size, options.tell_language, silent, keywords
-        )
+        hypotheses = transcribe(transcriber, dataset, remaining, options, silent, keywords)
         kept = list(files.keep(hypotheses, state.process_index) if files else hypotheses)
         return done | dict(gather_object(kept))
 
@@ -156,6 +178,11 @@ def evaluate_dataset(options: EvaluationOptions) -> None:
         output = options.output and options.output.with_name(f"{options.output.stem}-keywords-{size}.json")
         runs[size] = (keywords, transcribe_everything(output, keywords, size) if size else done)
     everything = [{**row, "output": done[row["row"]]} for row in everything]
+    if is_translation:
+        if state.is_main_process:
+            write_translation_report(options, everything, console)
+        state.destroy_process_group()
+        return
     # Recordings without speech have no words, so they have no error rate.
     rows = [row for row in everything if row["text"].strip()]
     config = transcriber.model.config.projector_config
@@ -172,27 +199,29 @@ def transcribe(
     transcriber: Pipeline,
     dataset: Dataset,
     rows: list[dict],
-    batch_size: int,
-    tell_language: bool,
+    run_options: EvaluationOptions,
     silent: bool,
     keywords: dict[int, list[str]] | None = None,
 ) -> Iterator[tuple[int, dict]]:
     """
-    Transcribe `rows`, with `keywords` by the number of the row, and yield the number of each row with its `text`, `language` and, with CIF, `chunks`. Recordings are
-    read from `dataset` one after the other, because all of them together may not fit into memory.
+    Transcribe or translate `rows`, with `keywords` by the number of the row, and yield the number of each row with its `text`,
+    `language` and, for transcripts with CIF, `chunks`. Recordings are read from `dataset` one after the other, because all of
+    them together may not fit into memory.
     """
-    options: dict[str, Any] = (
-        {"return_timestamps": "word"} if transcriber.model.config.projector_config.uses_cif else {}
-    )
-    groups: dict[str | None, list[dict]] = {}
+    is_translation = run_options.task == "translate"
+    options: dict[str, Any] = {"batch_size": run_options.batch_size, "task": run_options.task}
+    if transcriber.model.config.projector_config.uses_cif and not is_translation:
+        options["return_timestamps"] = "word"
+    groups: dict[tuple[str | None, str | None], list[dict]] = {}
     for row in rows:
-        groups.setdefault(row["language"] if tell_language else None, []).append(row)
+        language = row["language"] if run_options.tell_language else None
+        groups.setdefault((language, row["target_language"] if is_translation else None), []).append(row)
     with tqdm(total=len(rows), desc="Transcribing", unit="recording", disable=silent) as progress:
-        for language, members in groups.items():
+        for (language, target_language), members in groups.items():
             sources = (dataset[row["row"]]["audio"] for row in members)
             if keywords is not None:
                 options["keywords"] = [keywords[row["row"]] for row in members]
-            results = transcriber(sources, batch_size=batch_size, language=language, **options)
+            results = transcriber(sources, language=language, target_language=target_language, **options)
             for row, output in zip(members, results, strict=True):
                 yield row["row"], output
                 progress.update()

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,13 +10,16 @@ from rich.console import Console
 from transformers import Pipeline
 
 from ..modeling.configuration_llm_asr import LlmAsrProjectorConfig
+from ..processing.languages import LANGUAGE_SEPARATOR
 from ..processing.processing_llm_asr import LlmAsrProcessor
 from .alignment import boundary_errors, length_report
 from .expert_usage import expert_usage, plot_expert_usage
 from .keyword_evaluation import KeywordRuns, report_keywords
 from .metrics import silence_report
+from .mixed_metrics import word_language_report
 from .modules.error_report.error_report import ErrorReport
 from .tables import Tables
+from .translation_metrics import translation_report
 
 
 if TYPE_CHECKING:
@@ -48,11 +52,7 @@ def write_report(
     languages = [row["language"] for row in rows] if "language" in columns else None
     tables = Tables(console)
     processor: Any = transcriber.processor
-    report: dict[str, Any] = {
-        "dataset": {"name": options.dataset, "split": options.split, "on_hub": not os.path.exists(options.dataset)},
-        "language_told": options.tell_language,
-        "normalizer": options.normalizer,
-    }
+    report: dict[str, Any] = {**_describe(options), "normalizer": options.normalizer}
     if rows:
         scored = {
             "references": texts,
@@ -67,6 +67,13 @@ def write_report(
         if "dataset" in columns:
             report["error_rates_by_dataset"] = module.compute(**scored, groups=[row["dataset"] for row in rows])
             tables.add_error_rates(report["error_rates_by_dataset"], "Error rates by dataset", "dataset")
+        if "word_languages" in columns:
+            words = [row["word_languages"] or [] for row in rows]
+            report["word_languages"] = word_language_report(
+                words, [output["text"] for output in outputs], options.normalizer
+            )
+            headers = {"words": "words", "errors": "errors", "wer": "error rate %"}
+            tables.add_report(report["word_languages"], "Errors by the language of the word", headers)
         if languages is not None and not options.tell_language:
             report["languages"] = language_report(rows, outputs, processor)
             headers = {"recordings": "recordings", "language_found": "found %"}
@@ -102,17 +109,65 @@ def write_report(
         tables.add_usage(usage)
     if options.output is None:
         return
-    named = [name for name in ("id", "dataset", "language", "text") if name in columns]
-    report["recordings"] = [{**{name: row[name] for name in named}, **row["output"]} for row in everything]
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
     for layer, usage in report.get("expert_usage", {}).items():
         plot_expert_usage(usage, options.output.with_name(f"{options.output.stem}-{layer}.png"))
-    heading = f"""# {options.model} on {options.dataset}
+    note = (
+        f"Normaliser: {options.normalizer}. In brackets, 95 % intervals from 1000 bootstrap resamples of the recordings. S, I and "
+        "D are\nof words, or of characters in languages written without spaces."
+    )
+    _write(options, options.output, report, everything, note, tables)
 
-Normaliser: {options.normalizer}. In brackets, 95 % intervals from 1000 bootstrap resamples of the recordings. S, I and D are
-of words, or of characters in languages written without spaces."""
-    options.output.with_suffix(".md").write_text("\n\n".join([heading, *tables.markdown]) + "\n", encoding="utf-8")
+
+def write_translation_report(options: "EvaluationOptions", everything: list[dict], console: Console) -> None:
+    """
+    Print BLEU and chrF of translations by direction and, with `options.output`, write the report.
+
+    Args:
+        options, console: See [`write_report`].
+        everything (`list[dict]`): All rows with a translation, each with the model's translation as `output`.
+    """
+    tables = Tables(console)
+    report = {**_describe(options), "task": "translate"}
+    report["translations"] = translation_report(
+        [row["translation"] for row in everything],
+        [row["output"]["text"] for row in everything],
+        [row["target_language"] for row in everything],
+        [row.get("language") for row in everything],
+    )
+    tables.add_examples([{**row, "text": row["translation"]} for row in everything], options.examples)
+    cells = [
+        [direction, str(found["recordings"]), f"{found['bleu']:.1f}", f"{found['chrf']:.1f}"]
+        for direction, found in report["translations"].items()
+    ]
+    tables.add("Translations", ["direction", "recordings", "BLEU", "chrF"], cells)
+    if options.output is not None:
+        signatures = sorted({found["bleu_signature"] for found in report["translations"].values()})
+        _write(options, options.output, report, everything, f"sacreBLEU: {', '.join(signatures)}", tables)
+
+
+def _describe(options: "EvaluationOptions") -> dict[str, Any]:
+    return {
+        "dataset": {"name": options.dataset, "split": options.split, "on_hub": not os.path.exists(options.dataset)},
+        "language_told": options.tell_language,
+    }
+
+
+def _write(
+    options: "EvaluationOptions",
+    output: Path,
+    report: dict[str, Any],
+    everything: list[dict],
+    note: str,
+    tables: Tables,
+) -> None:
+    """Write the report as JSON, and its tables in Markdown beside it."""
+    wanted = ("id", "dataset", "language", "text", *(("target_language", "translation") if "task" in report else ()))
+    named = [name for name in wanted if name in everything[0]]
+    report["recordings"] = [{**{name: row[name] for name in named}, **row["output"]} for row in everything]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
+    heading = f"# {options.model} on {options.dataset}\n\n{note}"
+    output.with_suffix(".md").write_text("\n\n".join([heading, *tables.markdown]) + "\n", encoding="utf-8")
 
 
 def boundary_report(rows: list[dict], words: list[list[dict]]) -> dict[str, dict[str, float]]:
@@ -132,15 +187,18 @@ def boundary_report(rows: list[dict], words: list[list[dict]]) -> dict[str, dict
 
 
 def language_report(rows: list[dict], outputs: list[dict], processor: LlmAsrProcessor) -> dict[str, dict[str, float]]:
-    """Percentage of recordings whose language the model identified correctly."""
+    """Percentage of recordings whose languages the model identified correctly."""
     correct: dict[str, list[bool]] = {}
     for row, output in zip(rows, outputs, strict=True):
+        spoken = set((processor.language_name(row["language"]) or "").split(LANGUAGE_SEPARATOR)) - {""}
+        # Hypotheses that were saved before there could be several languages have one.
+        is_correct = set(output.get("languages", [output["language"]])) == spoken
         for group in (row["language"], "all"):
-            correct.setdefault(group, []).append(output["language"] == processor.language_name(row["language"]))
+            correct.setdefault(group, []).append(is_correct)
     return {
         group: {"recordings": len(found), "language_found": 100 * sum(found) / len(found)}
         for group, found in correct.items()
     }
 
 
-__all__ = ["write_report"]
+__all__ = ["write_report", "write_translation_report"]

@@ -3,12 +3,17 @@
 import numpy as np
 import torch
 
+from ..modeling.outputs_llm_asr import LlmAsrAudioOutput
+from ..modeling.streaming_audio import batch_audio_outputs
 from ..processing.pipeline_llm_asr import DEFAULT_MAX_NEW_TOKENS
 from ..processing.processing_llm_asr import LlmAsrProcessor
 from ..processing.waveforms import check_waveform, open_resampler
 from .events import LiveEvent
+from .segment_encoder import SegmentEncoder, encode_segments
 from .transcript import LiveSettings, LiveTranscript, Pass
 
+
+ENCODERS = ("reencode", "cached")
 
 # Lowest sampling rate of speech on telephones, halved; a lower one must be a mistake.
 MIN_SAMPLING_RATE = 4000
@@ -30,10 +35,12 @@ class LlmAsrStream:
             greedy.
         processor ([`LlmAsrProcessor`]): Its processor.
         language (`str`, *optional*): Code or English name. By default the model identifies the language of each segment.
+        encoder (`str`, *optional*, defaults to `"reencode"`): `"reencode"` encodes the unfinished segment anew for each
+            transcript, with any model. `"cached"` encodes each frame once, with a model that has `encoder_attention="chunked"`.
         latency_s (`float`, *optional*, defaults to 1.0): Seconds of new audio in the unfinished segment before it is
             transcribed again.
         sampling_rate (`int`, *optional*): Samples per second of the blocks. Defaults to the model's. Another rate needs soxr.
-        prompt, agreement, max_segment_s, min_silence_s, vad, lead_s, threshold: See [`LiveSettings`].
+        prompt, agreement, max_segment_s, min_silence_s, vad, keywords, lead_s, threshold: See [`LiveSettings`].
 
     Raises:
         `ValueError`: If an option has an invalid value, or does not fit the model.
@@ -58,15 +65,20 @@ class LlmAsrStream:
         language: str | None = None,
         latency_s: float = 1.0,
         sampling_rate: int | None = None,
+        encoder: str = "reencode",
         prompt: str | None = None,
         agreement: int | None = 2,
         max_segment_s: float | None = None,
         min_silence_s: float = 0.5,
         vad: str = "energy",
+        keywords: list[str] | None = None,
         lead_s: float = 0.2,
         threshold: float = 0.5,
     ):
         processor.check_model(model.config)
+        if encoder not in ENCODERS:
+            raise ValueError(f"`encoder` must be one of {list(ENCODERS)}, got {encoder!r}.")
+        self.segment_encoder = SegmentEncoder(model, processor) if encoder == "cached" else None
         config = model.generation_config
         if config.do_sample or config.num_beams not in (None, 1):
             raise ValueError(
@@ -87,6 +99,7 @@ class LlmAsrStream:
             max_segment_s=max_segment_s,
             min_silence_s=min_silence_s,
             vad=vad,
+            keywords=keywords,
             lead_s=lead_s,
             threshold=threshold,
         )
@@ -215,7 +228,7 @@ def read_pcm(contents: bytes | bytearray | memoryview) -> np.ndarray:
 
 
 def transcribe_passes(
-    model, processor: LlmAsrProcessor, passes: list[Pass]
+    model, processor: LlmAsrProcessor, passes: list[Pass], audio: list[LlmAsrAudioOutput] | None = None
 ) -> list[tuple[list[int], torch.Tensor | None]]:
     """
     Transcribe segments in one batch, as `generate` does.
@@ -224,17 +237,25 @@ def transcribe_passes(
         model ([`LlmAsrForConditionalGeneration`]): The model.
         processor ([`LlmAsrProcessor`]): Its processor.
         passes (`list[Pass]`): Segments. The draft of a single one is verified.
+        audio (`list[LlmAsrAudioOutput]`, *optional*): The segments from [`encode_segments`].
 
     Returns:
         `list[tuple]`: New tokens, and CIF weights of shape `(num_frames,)` or `None`, for each segment.
     """
-    inputs = processor.apply_transcription_request(
-        [one.segment.waveform for one in passes],
-        language=[one.language for one in passes],
+    request: dict = {
+        "language": [one.language for one in passes],
         # The annotation leaves out that a row may be `None`.
-        prompt=[one.prompt for one in passes],
-        identify_language=[one.language is None for one in passes],
-    ).to(model.device)
+        "prompt": [one.prompt for one in passes],
+        "keywords": [one.keywords for one in passes],
+        "identify_language": [one.language is None for one in passes],
+    }
+    waveforms = [one.segment.waveform for one in passes]
+    inputs: dict
+    if audio is None:
+        inputs = processor.apply_transcription_request(waveforms, **request).to(model.device)
+    else:
+        prompts = processor.apply_transcription_request(waveforms, **request, tokenize=False)
+        inputs = {**processor.tokenize_requests(prompts).to(model.device), "audio_outputs": batch_audio_outputs(audio)}
     options: dict = {}
     if model.generation_config.max_new_tokens is None and model.generation_config.max_new_tokens_per_second is None:
         options["max_new_tokens"] = DEFAULT_MAX_NEW_TOKENS
@@ -251,6 +272,29 @@ def _check_together(streams: list[LlmAsrStream]) -> None:
         raise ValueError("`streams` must not repeat a stream.")
     if any(stream.model is not streams[0].model for stream in streams):
         raise ValueError("`streams` must have the same model.")
+    if len({stream.segment_encoder is None for stream in streams}) > 1:
+        raise ValueError("`streams` must have the same `encoder`.")
+
+
+def _transcribe_due(streams: list[LlmAsrStream], passes: list[Pass]) -> list[tuple[list[int], torch.Tensor | None]]:
+    """Results of a pass of each stream."""
+    model, processor = streams[0].model, streams[0].processor
+    encoders = [stream.segment_encoder for stream in streams if stream.segment_encoder is not None]
+    if not encoders:
+        return transcribe_passes(model, processor, passes)
+    ends = [
+        None if given.is_last else stream.transcript.count_certain_samples(given.segment)
+        for stream, given in zip(streams, passes, strict=True)
+    ]
+    audio = encode_segments(encoders, [given.segment for given in passes], ends)
+    # Before the first embedding there is nothing to transcribe.
+    results: list[tuple[list[int], torch.Tensor | None]] = [([], None)] * len(passes)
+    rows = [row for row, one in enumerate(audio) if one["audio_lengths"].item()]
+    if rows:
+        found = transcribe_passes(model, processor, [passes[row] for row in rows], [audio[row] for row in rows])
+        for row, result in zip(rows, found, strict=True):
+            results[row] = result
+    return results
 
 
 @torch.no_grad()
@@ -258,13 +302,13 @@ def _transcribe(streams: list[LlmAsrStream], catch_up: bool = False) -> list[lis
     """Transcribe what is due, one pass of each stream at a time."""
     events: list[list[LiveEvent]] = [[] for _ in streams]
     while due := [
-        (stream.transcript, found, given)
+        (stream, found, given)
         for stream, found in zip(streams, events, strict=True)
         if (given := stream.transcript.next_pass(catch_up)) is not None
     ]:
-        results = transcribe_passes(streams[0].model, streams[0].processor, [given for _, _, given in due])
-        for (transcript, found, given), (token_ids, alphas) in zip(due, results, strict=True):
-            event = transcript.take(given, token_ids, alphas)
+        results = _transcribe_due([stream for stream, _, _ in due], [given for _, _, given in due])
+        for (stream, found, given), (token_ids, alphas) in zip(due, results, strict=True):
+            event = stream.transcript.take(given, token_ids, alphas)
             if event is not None:
                 found.append(event)
     return events

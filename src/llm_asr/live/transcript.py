@@ -38,6 +38,7 @@ class LiveSettings:
             that is less.
         min_silence_s (`float`, *optional*, defaults to 0.5): Shortest silence in seconds that finishes a segment.
         vad (`str`, *optional*, defaults to `"energy"`): Voice activity detection; see [`split_at_silences`].
+        keywords (`list[str]`, *optional*): Words that may be spoken.
         lead_s (`float`, *optional*, defaults to 0.2): Silence in seconds that a segment keeps before its speech.
         threshold (`float`, *optional*, defaults to 0.5): From 0 to 1; with a higher one, speech must be louder or clearer.
 
@@ -52,6 +53,7 @@ class LiveSettings:
     max_segment_s: float | None = None
     min_silence_s: float = 0.5
     vad: str = "energy"
+    keywords: list[str] | None = None
     lead_s: float = 0.2
     threshold: float = 0.5
 
@@ -91,7 +93,7 @@ class Pass:
         segment ([`Segment`]): The segment, at the model's sampling rate.
         is_last (`bool`): Whether the segment is finished.
         draft_ids (`list[int]`): Tokens of the previous hypothesis of the segment, without an end-of-sequence token.
-        language, prompt (`str`, *optional*): See [`LiveSettings`].
+        language, prompt (`str`, *optional*), keywords (`list[str]`, *optional*): See [`LiveSettings`].
     """
 
     segment: Segment
@@ -99,6 +101,7 @@ class Pass:
     draft_ids: list[int]
     language: str | None
     prompt: str | None
+    keywords: list[str] | None
 
 
 class LiveTranscript:
@@ -131,8 +134,8 @@ class LiveTranscript:
         self.frame_period = frame_period
         self.settings = settings = settings or LiveSettings()
         self.language = processor.language_name(settings.language)
-        # Rendering the request checks the prompt without reading a recording.
-        processor.apply_transcription_request("", prompt=settings.prompt, tokenize=False)
+        # Rendering the request checks it without reading a recording.
+        processor.apply_transcription_request("", prompt=settings.prompt, keywords=settings.keywords, tokenize=False)
         self.segmenter = LiveSegmenter(
             processor.sampling_rate,
             settings.longest_segment(processor),
@@ -171,6 +174,12 @@ class LiveTranscript:
         """Start of the unfinished segment in seconds. `None` while there is silence."""
         start = self.segmenter.open_start
         return None if start is None else start / self.processor.sampling_rate
+
+    def count_certain_samples(self, segment: Segment) -> int:
+        """How many samples of the unfinished segment it will keep, unless it is cut at its longest."""
+        rules = self.segmenter.rules
+        end = self.segmenter.speech_end + rules.padding * rules.frame_length
+        return end - round(segment.start * self.processor.sampling_rate)
 
     def add(self, samples: np.ndarray) -> None:
         """Add samples of shape `(num_samples,)`, float32, at the model's sampling rate."""
@@ -244,7 +253,7 @@ class LiveTranscript:
             self._begin_segment()
 
     def _pass(self, segment: Segment, is_last: bool) -> Pass:
-        return Pass(segment, is_last, self._draft_ids, self.language, self.settings.prompt)
+        return Pass(segment, is_last, self._draft_ids, self.language, self.settings.prompt, self.settings.keywords)
 
     def _is_due(self) -> bool:
         start = self.segmenter.open_start

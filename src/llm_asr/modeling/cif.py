@@ -57,8 +57,8 @@ def integrate_and_fire(
         threshold (`float`, *optional*, defaults to 1.0): Accumulated weight that fires (β in the paper).
         target_lengths (`torch.LongTensor` of shape `(batch_size,)`, *optional*): Number of embeddings to fire for each
             row. The weights are scaled by `target * threshold / sum(alphas)` (section 3.2, "scaling strategy"); a row
-            without any weight fires nothing. Without it the weights are used as they are.
-        tail_threshold (`float`, *optional*, defaults to 0.5): Without `target_lengths`, weight left at the end fires
+            without any weight fires nothing. Without it, and in rows where it is negative, the weights are used as they are.
+        tail_threshold (`float`, *optional*, defaults to 0.5): Without a target length, weight left at the end fires
             one more embedding if it exceeds this fraction of `threshold` (section 3.2, "tail handling").
 
     Returns:
@@ -71,14 +71,15 @@ def integrate_and_fire(
     weights = _token_weights(alphas, attention_mask, threshold)
     ends = weights.cumsum(-1)
     quantities = ends[:, -1] if ends.shape[1] else ends.sum(-1)
-    if target_lengths is None:
-        lengths = _count_fires(quantities, tail_threshold)
-    else:
-        has_weight = quantities.detach() > 0
-        lengths = torch.where(has_weight, target_lengths.to(device=ends.device, dtype=torch.long), 0)
-        scale = (lengths / torch.where(has_weight, quantities, 1.0))[:, None]
+    lengths = _count_fires(quantities, tail_threshold)
+    has_target = torch.zeros_like(lengths, dtype=torch.bool)
+    if target_lengths is not None:
+        targets = target_lengths.to(device=ends.device, dtype=torch.long)
+        has_target, has_weight = targets >= 0, quantities.detach() > 0
+        lengths = torch.where(has_target, torch.where(has_weight, targets, 0), lengths)
+        scale = torch.where(has_target, lengths / torch.where(has_weight, quantities, 1.0), 1.0)[:, None]
         weights, ends = weights * scale, ends * scale
-    runs = _find_runs(weights, ends, torch.zeros_like(lengths), lengths, takes_rest=target_lengths is not None)
+    runs = _find_runs(weights, ends, torch.zeros_like(lengths), lengths, takes_rest=has_target)
     embeds = _sum_runs(hidden_states, attention_mask, runs, runs.overlaps * threshold)
     return CifOutput(
         embeds=embeds.to(hidden_states.dtype),
@@ -151,7 +152,8 @@ def integrate_and_fire_chunk(
     # Every row has its fired tokens and one unfinished token.
     total = ends[:, -1]
     num_full = total.detach().floor().long() - fired
-    runs = _find_runs(weights, ends, fired, num_full + 1, takes_rest=True)
+    takes_rest = torch.ones_like(num_full, dtype=torch.bool)
+    runs = _find_runs(weights, ends, fired, num_full + 1, takes_rest)
     # The unfinished part is integrated already.
     pair_weights = torch.where(runs.pair_frame == 0, 1.0, runs.overlaps * threshold)
     embeds = _sum_runs(frames, mask, runs, pair_weights)
@@ -224,12 +226,16 @@ def _count_fires(quantities: torch.Tensor, tail_threshold: float) -> torch.Tenso
 
 
 def _find_runs(
-    weights: torch.Tensor, ends: torch.Tensor, first_token: torch.Tensor, lengths: torch.Tensor, takes_rest: bool
+    weights: torch.Tensor,
+    ends: torch.Tensor,
+    first_token: torch.Tensor,
+    lengths: torch.Tensor,
+    takes_rest: torch.Tensor,
 ) -> _Runs:
     """
     Overlaps of frames `[ends - weights, ends]` with tokens `[k, k + 1]`, for `lengths` tokens a row from `first_token`.
 
-    With `takes_rest` the last token of a row takes all the weight that is left.
+    In the rows of `takes_rest`, the last token takes all the weight that is left.
     """
     batch_size, num_frames = weights.shape
     device = weights.device
@@ -257,8 +263,7 @@ def _find_runs(
 
     lower = (first_token[row] + index).to(ends.dtype)
     upper = lower + 1
-    if takes_rest:
-        upper = torch.where(index + 1 == lengths[row], torch.inf, upper)
+    upper = torch.where((index + 1 == lengths[row]) & takes_rest[row], torch.inf, upper)
     frame_ends = ends[pair_row, pair_frame]
     frame_starts = frame_ends - weights[pair_row, pair_frame]
     overlaps = torch.minimum(frame_ends, upper[pair_token]) - torch.maximum(frame_starts, lower[pair_token])
@@ -332,15 +337,16 @@ def quantity_loss(
 
     Args:
         quantities (`torch.Tensor` of shape `(batch_size,)`): Predicted numbers of tokens.
-        target_lengths (`torch.LongTensor` of shape `(batch_size,)`): True numbers of tokens.
-        num_tokens (`torch.Tensor` or `int`, *optional*): Divisor; defaults to `target_lengths.sum()`, at least 1.
+        target_lengths (`torch.LongTensor` of shape `(batch_size,)`): True numbers of tokens. Rows in which it is negative are
+            left out, because their number is unknown.
+        num_tokens (`torch.Tensor` or `int`, *optional*): Divisor; defaults to the sum of the true numbers, at least 1.
 
     Returns:
         `torch.Tensor`: A scalar.
     """
     if num_tokens is None:
-        num_tokens = target_lengths.sum().clamp(min=1)
-    return (quantities - target_lengths).abs().sum() / num_tokens
+        num_tokens = target_lengths.clamp(min=0).sum().clamp(min=1)
+    return (quantities - target_lengths).abs().masked_fill(target_lengths < 0, 0.0).sum() / num_tokens
 
 
 class AlphaProjection(nn.Linear):
@@ -404,8 +410,11 @@ class ContinuousIntegrateAndFire(nn.Module):
         """
         attention_mask = attention_mask.to(hidden_states.device)
         visible = hidden_states.masked_fill(~attention_mask[:, :, None], 0.0)
-        context = F.relu(self.conv(visible.transpose(1, 2)).transpose(1, 2))
-        logits = self.alpha_proj(context).squeeze(-1).to(visible.device)
-        alphas = torch.sigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))
-        alphas = F.relu(self.smooth_factor * alphas - self.noise_threshold)
+        alphas = self.weigh(self.conv(visible.transpose(1, 2)).transpose(1, 2)).to(visible.device)
         return integrate_and_fire(visible, alphas, attention_mask, self.threshold, target_lengths, self.tail_threshold)
+
+    def weigh(self, context: torch.Tensor) -> torch.Tensor:
+        """Weights of frames, float32 or wider, from the output of the convolution, whose last dimension is that of channels."""
+        logits = self.alpha_proj(F.relu(context)).squeeze(-1)
+        alphas = torch.sigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+        return F.relu(self.smooth_factor * alphas - self.noise_threshold)

@@ -39,6 +39,11 @@ class LlmAsrCompositionMixin(HeadedModelInterface):
         freeze_audio: bool = True,
         freeze_text: bool = True,
         encoder_padding: str = "longest",
+        encoder_attention: str = "full",
+        encoder_chunk_s: float | None = None,
+        encoder_left_context_s: float | None = None,
+        encoder_lookahead_s: float | None = None,
+        encoder_training_chunks_s: list[float] | None = None,
         processor=None,
         audio_kwargs: dict | None = None,
         text_kwargs: dict | None = None,
@@ -60,6 +65,8 @@ class LlmAsrCompositionMixin(HeadedModelInterface):
                 Whether the language model and its head are frozen.
             encoder_padding (`str`, *optional*, defaults to `"longest"`):
                 See [`LlmAsrConfig`].
+            encoder_attention, encoder_chunk_s, encoder_left_context_s, encoder_lookahead_s, encoder_training_chunks_s (*optional*):
+                See [`LlmAsrConfig`]. With `encoder_attention="chunked"`, the processor must have `log_mel_maximum="running"`.
             processor ([`LlmAsrProcessor`], *optional*):
                 The processor the model is to work with. Defaults to the one that
                 `LlmAsrProcessor.from_audio_text_pretrained(audio, text)` composes.
@@ -90,7 +97,8 @@ class LlmAsrCompositionMixin(HeadedModelInterface):
         if processor is None:
             # Looked up in Transformers' registry: `modeling` and `processing` do not import each other.
             processor_class: Any = PROCESSOR_MAPPING[cls.config_class]
-            processor = processor_class.from_audio_text_pretrained(audio, text)
+            options = {"log_mel_maximum": "running"} if encoder_attention == "chunked" else {}
+            processor = processor_class.from_audio_text_pretrained(audio, text, **options)
         audio_kwargs, text_kwargs = (
             {**({} if is_frozen_part else {"dtype": torch.float32}), **(kwargs or {})}
             for is_frozen_part, kwargs in ((freeze_audio, audio_kwargs), (freeze_text, text_kwargs))
@@ -110,12 +118,18 @@ class LlmAsrCompositionMixin(HeadedModelInterface):
             pad_token_id=processor.tokenizer.pad_token_id,
             audio_frame_rate=processor.sampling_rate / processor.samples_per_frame,
             encoder_padding=encoder_padding,
+            encoder_attention=encoder_attention,
+            encoder_chunk_s=encoder_chunk_s,
+            encoder_left_context_s=encoder_left_context_s,
+            encoder_lookahead_s=encoder_lookahead_s,
+            encoder_training_chunks_s=encoder_training_chunks_s,
             # A new composite configuration would reset settings that were resolved when the parts were loaded.
             attn_implementation={
                 "audio_config": audio_tower.config._attn_implementation,
                 "text_config": text_model.config._attn_implementation,
             },
         )
+        processor.check_model(config)
         generation_config = GenerationConfig(
             max_new_tokens_per_second=MAX_NEW_TOKENS_PER_SECOND,
             num_beams=1,

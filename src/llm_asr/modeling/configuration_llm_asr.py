@@ -1,15 +1,18 @@
 """Configuration of the speech encoder → projector → causal language model family."""
 
 import math
-import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
+from .backbone_references import check_backbones
+from .chunked_attention import AttentionChunks
 from .speech_encoders import describe_speech_encoder, find_speech_encoder
 from .transformers_versions import SubConfigSpec
 
@@ -31,52 +34,14 @@ MERGES = ("output", "parameters")
 # Names of the parts of the loss, in the model's output and in training logs.
 LOSS_PARTS = ("lm_loss", "quantity_loss", "draft_loss", "router_aux_loss", "router_z_loss")
 ENCODER_PADDINGS = ("longest", "max_length")
-# The parts that a slim checkpoint refers to, by their names in the model.
-BACKBONES = ("audio_tower", "language_model")
-BACKBONE_DTYPES = ("float32", "bfloat16", "float16", "float64")
+ENCODER_ATTENTIONS = ("full", "chunked")
+# Seconds of `encoder_chunk_s`, `encoder_left_context_s` and `encoder_lookahead_s`.
+DEFAULT_CHUNKS_S = (1.0, 10.0, 0.0)
 
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
-
-
-def check_backbones(backbones: dict) -> None:
-    """Raise a `ValueError` if `backbones` of [`LlmAsrConfig`] is malformed."""
-    _require(set(backbones) == set(BACKBONES), f"`backbones` must have {list(BACKBONES)}, got {sorted(backbones)}.")
-    for part, reference in backbones.items():
-        fields = ("name_or_path", "revision", "dtype", "sha256")
-        _require(
-            isinstance(reference, dict) and set(reference) == set(fields),
-            f"`backbones[{part!r}]` must have {list(fields)}, got {reference!r}.",
-        )
-        revision, digests = reference["revision"], reference["sha256"]
-        _require(
-            isinstance(reference["name_or_path"], str) and bool(reference["name_or_path"]),
-            f"`name_or_path` of `backbones[{part!r}]` must be a Hub id or a folder, got {reference['name_or_path']!r}.",
-        )
-        _require(
-            revision is None or (isinstance(revision, str) and re.fullmatch("[0-9a-f]{40}", revision) is not None),
-            f"`revision` of `backbones[{part!r}]` must be a commit, in 40 hexadecimal digits, got {revision!r}.",
-        )
-        _require(
-            reference["dtype"] in BACKBONE_DTYPES,
-            f"`dtype` of `backbones[{part!r}]` must be one of {list(BACKBONE_DTYPES)}, got {reference['dtype']!r}.",
-        )
-        _require(
-            isinstance(digests, dict) and bool(digests),
-            f"`sha256` of `backbones[{part!r}]` must have the digest of each file, got {digests!r}.",
-        )
-        for name, digest in digests.items():
-            _require(
-                not any(mark in name for mark in "/\\:\0") and name.endswith((".json", ".safetensors")),
-                f"`sha256` of `backbones[{part!r}]` names {name!r}, which is no file beside the others; this checkpoint is "
-                "not to be trusted.",
-            )
-            _require(
-                isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) is not None,
-                f"`sha256` of `backbones[{part!r}]` must have 64 hexadecimal digits for {name!r}, got {digest!r}.",
-            )
 
 
 # Several times the number that the fastest speech needs at the lowest frame rates.
@@ -367,6 +332,21 @@ class LlmAsrConfig(PreTrainedConfig):
             `"longest"` runs the speech encoder at the length of the longest recording of a batch, and masks what is
             padding. `"max_length"` runs Whisper, and encoders made from it, over a window of 30 s of which the rest is
             silence, as Whisper was trained. The projector must see in use what it saw in training, so this is a part of the checkpoint.
+        encoder_attention (`str`, *optional*, defaults to `"full"`):
+            `"full"`: every frame of the speech encoder attends to the whole recording. `"chunked"`: it attends to its own chunk,
+            to a left context and to a look-ahead, the same in all layers, so that streams can be encoded while they arrive
+            (dynamic chunk training, arXiv 2012.05481, section 3.2; right context as in Emformer, arXiv 2010.10759). Whisper and
+            Voxtral support it, with `encoder_padding="longest"`. The encoder must be trained with it.
+        encoder_chunk_s (`float`, *optional*):
+            Seconds of a chunk. Like the two below, a multiple of the frame of the encoder, and an option of `"chunked"`.
+            Defaults to 1.
+        encoder_left_context_s (`float`, *optional*):
+            Seconds before a chunk that its frames attend to. Defaults to 10.
+        encoder_lookahead_s (`float`, *optional*):
+            Seconds after a chunk that its frames attend to. Defaults to 0. They are encoded twice.
+        encoder_training_chunks_s (`list[float]`, *optional*):
+            Seconds of chunks of which training draws one for each batch, in place of `encoder_chunk_s`. Full attention is one more
+            of the draws. A checkpoint trained so serves several values of `encoder_chunk_s`.
         pad_token_id (`int`, *optional*):
             Padding token of the language model.
         backbones (`dict`, *optional*):
@@ -429,6 +409,11 @@ class LlmAsrConfig(PreTrainedConfig):
     audio_token_id: int = 151665
     audio_frame_rate: float | int = 50.0
     encoder_padding: str = "longest"
+    encoder_attention: str = "full"
+    encoder_chunk_s: float | int | None = None
+    encoder_left_context_s: float | int | None = None
+    encoder_lookahead_s: float | int | None = None
+    encoder_training_chunks_s: list[float | int] | tuple[float | int, ...] | None = None
     pad_token_id: int | None = None
     tie_word_embeddings: bool | None = None
     backbones: dict | None = None
@@ -466,10 +451,80 @@ class LlmAsrConfig(PreTrainedConfig):
             f"`encoder_padding={self.encoder_padding!r}` is for encoders whose windows have a fixed length, such as Whisper's, "
             f"and `audio_config` has model_type {self.audio_config.model_type!r}; use 'longest'.",
         )
+        self._check_attention()
         if self.backbones is not None:
             check_backbones(self.backbones)
         # The head belongs to the language model, so tying is its business; a copy here is what Transformers reads.
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
+
+    def set_encoder_attention(
+        self,
+        encoder_attention: str,
+        encoder_chunk_s: float | None = None,
+        encoder_left_context_s: float | None = None,
+        encoder_lookahead_s: float | None = None,
+        encoder_training_chunks_s: list[float] | None = None,
+    ) -> None:
+        """
+        Change the attention of the speech encoder: to train a checkpoint in chunks, or to use one that was trained with
+        `encoder_training_chunks_s` at another latency.
+
+        Args:
+            encoder_attention, encoder_chunk_s, encoder_left_context_s, encoder_lookahead_s, encoder_training_chunks_s:
+                See [`LlmAsrConfig`].
+
+        Raises:
+            `ValueError`: If a value is not valid.
+        """
+        self.encoder_attention = encoder_attention
+        self.encoder_chunk_s = encoder_chunk_s
+        self.encoder_left_context_s = encoder_left_context_s
+        self.encoder_lookahead_s = encoder_lookahead_s
+        self.encoder_training_chunks_s = encoder_training_chunks_s
+        self._check_attention()
+
+    def _check_attention(self) -> None:
+        _require(
+            self.encoder_attention in ENCODER_ATTENTIONS,
+            f"`encoder_attention` must be one of {list(ENCODER_ATTENTIONS)}, got {self.encoder_attention!r}.",
+        )
+        names = ("encoder_chunk_s", "encoder_left_context_s", "encoder_lookahead_s")
+        if self.encoder_attention == "full":
+            for name in (*names, "encoder_training_chunks_s"):
+                _require(
+                    getattr(self, name) is None,
+                    f"`{name}` is an option of `encoder_attention='chunked'`; set that too.",
+                )
+            return
+        _require(
+            self.encoder_attention in find_speech_encoder(self.audio_config).attentions,
+            "`encoder_attention='chunked'` is for Whisper's and Voxtral's encoders, and `audio_config` has model_type "
+            f"{self.audio_config.model_type!r}; use 'full'.",
+        )
+        _require(
+            self.encoder_padding == "longest",
+            "`encoder_padding='max_length'` fills up recordings with silence below their loudest frame, which a stream does not "
+            "know; use 'longest' with `encoder_attention='chunked'`.",
+        )
+        for name, default in zip(names, DEFAULT_CHUNKS_S, strict=True):
+            if getattr(self, name) is None:
+                setattr(self, name, default)
+        if self.encoder_training_chunks_s is not None:
+            _require(
+                len(self.encoder_training_chunks_s) > 0, "`encoder_training_chunks_s` must have at least one entry."
+            )
+            for seconds in self.encoder_training_chunks_s:
+                self._count_frames("encoder_training_chunks_s", seconds, 1)
+        _require(self.attention_chunks is not None, "`encoder_attention` has no chunks.")
+
+    def _count_frames(self, name: str, seconds: float | None, fewest: int) -> int:
+        num_frames = (seconds or 0) * self.audio_frame_rate
+        _require(
+            math.isfinite(num_frames) and round(num_frames) >= fewest and abs(num_frames - round(num_frames)) < 1e-6,
+            f"`{name}` must be a multiple of {1 / self.audio_frame_rate:g} s, the frame of the speech encoder, and at least "
+            f"{fewest / self.audio_frame_rate:g}, got {seconds}.",
+        )
+        return round(num_frames)
 
     def _build_sub_configs(self) -> None:
         """Build the parts that are dictionaries or absent, as newer versions of Transformers do by themselves."""
@@ -494,6 +549,42 @@ class LlmAsrConfig(PreTrainedConfig):
         Transformers' registry: `processing` and `modeling` do not import each other.
         """
         return describe_speech_encoder(audio_config, feature_extractor)
+
+    @property
+    def attention_chunks(self) -> AttentionChunks | None:
+        """
+        Chunks of the speech encoder's attention, in its frames; `None` with full attention.
+
+        Raises:
+            `ValueError`: If `encoder_chunk_s`, `encoder_left_context_s` or `encoder_lookahead_s` is no multiple of a frame.
+        """
+        if self.encoder_attention == "full":
+            return None
+        return AttentionChunks(
+            self._count_frames("encoder_chunk_s", self.encoder_chunk_s, 1),
+            self._count_frames("encoder_left_context_s", self.encoder_left_context_s, 0),
+            self._count_frames("encoder_lookahead_s", self.encoder_lookahead_s, 0),
+        )
+
+    def draw_attention_chunks(self) -> AttentionChunks | None:
+        """Chunks for a batch of training: drawn with PyTorch's generator if `encoder_training_chunks_s` is set."""
+        chunks = self.attention_chunks
+        if chunks is None or self.encoder_training_chunks_s is None:
+            return chunks
+        draw = int(torch.randint(len(self.encoder_training_chunks_s) + 1, []))
+        if draw == len(self.encoder_training_chunks_s):
+            return None
+        size = self._count_frames("encoder_training_chunks_s", self.encoder_training_chunks_s[draw], 1)
+        return replace(chunks, size=size)
+
+    @property
+    def projector_lookahead_s(self) -> float:
+        """Seconds after the start of an encoder frame that the projector's convolutions and CIF's weights wait for."""
+        projector_config = self.projector_config
+        reach, frames, scale = projector_config.conv_kernel_size // 2, 0, 1
+        for stride in projector_config.conv_strides or ():
+            frames, scale = frames + reach * scale, scale * stride
+        return (frames + (reach * scale if projector_config.uses_cif else 0)) / self.audio_frame_rate
 
     @property
     def projector_frame_period(self) -> float:

@@ -11,8 +11,9 @@ from transformers.utils import ModelOutput
 from .decoding_guards import AudioLengthCriteria, Confidence, Fallback, compression_ratio, length_limits
 from .draft_decoding import decode_with_draft, join_drafts
 from .generation_settings import check_tokens_per_second
-from .merging import find_audio_runs
+from .merging import find_audio_runs, merge_audio
 from .model_interface import HeadedModelInterface
+from .outputs_llm_asr import LlmAsrAudioOutput
 from .transformers_versions import CACHE_NAME
 
 
@@ -65,8 +66,10 @@ class LlmAsrGenerationMixin(GenerationMixin, HeadedModelInterface):
         inputs_embeds: torch.Tensor | None = None,
         audio_hidden_states: torch.Tensor | None = None,
         audio_hidden_states_mask: torch.Tensor | None = None,
+        audio_outputs: LlmAsrAudioOutput | None = None,
         labels: torch.Tensor | None = None,
         target_lengths: torch.Tensor | None = None,
+        is_translation: torch.Tensor | None = None,
         compression_ratio_threshold: float | None = None,
         logprob_threshold: float | None = None,
         no_speech_threshold: float | None = None,
@@ -89,6 +92,9 @@ class LlmAsrGenerationMixin(GenerationMixin, HeadedModelInterface):
                 Generation settings in place of those of the model.
             input_features, input_features_mask, audio_hidden_states, audio_hidden_states_mask (`torch.Tensor`, *optional*):
                 See [`LlmAsrForConditionalGeneration.forward`].
+            audio_outputs ([`LlmAsrAudioOutput`], *optional*):
+                Recordings that are encoded and projected already, in place of `input_features`: from `get_audio_features`, or
+                from [`batch_audio_outputs`] for streams.
             input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 Prompts with an audio token for each recording, padded on either side. Without them every recording is
                 given `generation_config.transcription_prompt_ids`.
@@ -98,8 +104,8 @@ class LlmAsrGenerationMixin(GenerationMixin, HeadedModelInterface):
                 Embedded prompts; see [`LlmAsrModel.merge_audio_and_text`].
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 Targets to cut off from `input_ids`, so that a training batch can be passed as it is.
-            target_lengths (`torch.LongTensor`, *optional*):
-                Ignored: how many tokens there are is for the model to find out.
+            target_lengths, is_translation (`torch.Tensor`, *optional*):
+                Ignored: how many tokens there are is for the model to find out, and the prompt says what the task is.
             compression_ratio_threshold, logprob_threshold, no_speech_threshold (`float`, *optional*):
                 With several values of `temperature`: when the next is tried; see [`Fallback`].
             output_confidence (`bool`, *optional*, defaults to `False`):
@@ -128,6 +134,21 @@ class LlmAsrGenerationMixin(GenerationMixin, HeadedModelInterface):
             kwargs["generation_config"] = generation_config
         input_ids, input_features = _sort_inputs(inputs, input_ids, input_features)
         recordings = input_features if audio_hidden_states is None else audio_hidden_states
+        if audio_outputs is not None:
+            if recordings is not None:
+                raise ValueError(
+                    "`audio_outputs` take the place of `input_features` and `audio_hidden_states`; pass only one of them."
+                )
+            if draft_only:
+                raise ValueError(
+                    "`draft_only` encodes recordings itself; pass `input_features` or `audio_hidden_states`."
+                )
+            missing = [
+                name for name in ("pooler_output", "audio_lengths", "num_frames") if audio_outputs.get(name) is None
+            ]
+            if missing:
+                raise ValueError(f"`audio_outputs` have no {missing}; pass what `get_audio_features` returns.")
+            recordings = audio_outputs.audio_lengths
         if recordings is None:
             if draft_ids is not None:
                 raise ValueError("`draft_ids` need a recording: pass `input_features` or `audio_hidden_states`.")
@@ -174,7 +195,7 @@ class LlmAsrGenerationMixin(GenerationMixin, HeadedModelInterface):
                 audio_hidden_states_mask=audio_hidden_states_mask,
             )
         if input_ids is None and inputs_embeds is None:
-            if input_features_mask is None and audio_hidden_states is None:
+            if input_features_mask is None and input_features is not None:
                 input_features_mask = attention_mask
             input_ids = self._default_prompt(kwargs, recordings)
             attention_mask = None
@@ -204,25 +225,36 @@ class LlmAsrGenerationMixin(GenerationMixin, HeadedModelInterface):
                 input_ids = input_ids.gather(1, order).masked_fill(is_padding, self.config.pad_token_id or 0)
             if inputs_embeds is not None:
                 inputs_embeds = inputs_embeds.take_along_dim(order[:, :, None], dim=1)
-        merged_inputs, audio_outputs = self.model.merge_audio_and_text(
-            input_ids=input_ids,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            input_features=input_features,
-            input_features_mask=input_features_mask,
-            audio_hidden_states=audio_hidden_states,
-            audio_hidden_states_mask=audio_hidden_states_mask,
-            padding_side="left",
-        )
+        audio: Any = audio_outputs
+        if audio is None:
+            merged_inputs, audio = self.model.merge_audio_and_text(
+                input_ids=input_ids,
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                input_features=input_features,
+                input_features_mask=input_features_mask,
+                audio_hidden_states=audio_hidden_states,
+                audio_hidden_states_mask=audio_hidden_states_mask,
+                padding_side="left",
+            )
+        else:
+            merged_inputs = merge_audio(
+                self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds,
+                attention_mask,
+                find_audio_runs(is_audio, len(recordings)),
+                audio.pooler_output,
+                audio.audio_lengths,
+                padding_side="left",
+            )
         prompt = MergedPrompt(
             inputs_embeds=merged_inputs.inputs_embeds,
             attention_mask=merged_inputs.attention_mask,
             # Return an expanded prompt as it was passed, as other audio models do.
             input_ids=input_ids if was_expanded else None,
-            max_new_tokens=self._max_new_tokens(is_audio, audio_outputs.num_frames, kwargs),
+            max_new_tokens=self._max_new_tokens(is_audio, audio.num_frames, kwargs),
         )
         if use_draft:
-            draft_ids = self.draft(audio_outputs.pooler_output, audio_outputs.audio_lengths).argmax(-1)
+            draft_ids = self.draft(audio.pooler_output, audio.audio_lengths).argmax(-1)
         if draft_ids is not None:
             device = merged_inputs.inputs_embeds.device
             draft_ids = torch.cat([draft_ids.to(device), self._eos_token_ids(device)[:1]])
@@ -237,7 +269,7 @@ class LlmAsrGenerationMixin(GenerationMixin, HeadedModelInterface):
             confidence = self._confidence(prompt, outputs.sequences[:, prompt.num_input_ids :])
             outputs["avg_logprobs"], outputs["no_speech_probs"] = confidence.avg_logprobs, confidence.no_speech_probs
         for name in ("audio_lengths", "alphas", "fire_times"):
-            outputs[name] = audio_outputs.get(name)
+            outputs[name] = audio.get(name)
         return outputs
 
     def _draft_rows(self, kwargs: dict, **audio_inputs) -> ModelOutput | torch.Tensor:

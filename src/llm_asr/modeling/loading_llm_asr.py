@@ -18,6 +18,7 @@ from transformers.utils import (
 )
 
 from .adapter_weights import fill_adapter, has_adapter, read_adapter_config, save_adapter
+from .backbone_references import check_backbones
 from .checkpoint_safety import (
     CHECKSUMS_NAME,
     HUB_OPTIONS,
@@ -29,7 +30,6 @@ from .checkpoint_safety import (
     is_piece,
     naming_file,
 )
-from .configuration_llm_asr import check_backbones
 from .generation_settings import check_generation_settings
 from .model_interface import ModelInterface
 from .part_dtypes import count_part_dtypes, note_part_dtypes, read_part_dtypes, resolve_part_dtypes

@@ -52,16 +52,21 @@ def language_modeling_loss(
 
 
 def resolve_target_lengths(
-    labels: torch.Tensor, target_lengths: torch.Tensor | None, num_recordings: int, eos_token_ids: torch.Tensor
+    labels: torch.Tensor,
+    target_lengths: torch.Tensor | None,
+    num_recordings: int,
+    eos_token_ids: torch.Tensor,
+    is_translation: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
-    Return `target_lengths` as given, or count them in `labels`.
+    Return `target_lengths` as given, or count them in `labels`. They are -1 for translations, whose transcripts are unknown.
 
     Args:
         labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`): Targets, -100 elsewhere.
         target_lengths (`torch.LongTensor` of shape `(num_recordings,)`, *optional*): Tokens of each transcript.
         num_recordings (`int`): Recordings in the batch.
         eos_token_ids (`torch.LongTensor`): Tokens that end a transcript, which CIF does not fire.
+        is_translation (`torch.BoolTensor` of shape `(batch_size,)`, *optional*): Rows whose labels are not a transcript.
 
     Raises:
         `ValueError`: If a row has no target, or rows hold several recordings and `target_lengths` is absent.
@@ -80,7 +85,8 @@ def resolve_target_lengths(
             f"`target_lengths` must be passed when rows hold several recordings ({num_recordings} recordings in "
             f"{labels.shape[0]} rows)."
         )
-    return (is_target & ~torch.isin(labels, eos_token_ids)).sum(-1)
+    lengths = (is_target & ~torch.isin(labels, eos_token_ids)).sum(-1)
+    return lengths if is_translation is None else lengths.masked_fill(is_translation.to(lengths.device), -1)
 
 
 def weighted_sum(losses: dict[str, torch.Tensor], projector_config: LlmAsrProjectorConfig) -> torch.Tensor:
@@ -104,8 +110,12 @@ class LlmAsrLossMixin(HeadedModelInterface):
         labels: torch.Tensor,
         target_lengths: torch.Tensor | None,
         num_items_in_batch: torch.Tensor | int | None,
+        is_translation: torch.Tensor | None,
     ) -> dict[str, torch.Tensor]:
-        """The parts of the loss beside the language modelling loss, normalised like it."""
+        """
+        The parts of the loss beside the language modelling loss, normalised like it. A row without a target length adds nothing
+        to the quantity loss. A translation adds nothing to the draft loss, because drafts are of transcripts.
+        """
         losses: dict[str, torch.Tensor] = {}
         if target_lengths is None or audio.pooler_output is None or audio.audio_lengths is None:
             # There is no audio.
@@ -117,8 +127,14 @@ class LlmAsrLossMixin(HeadedModelInterface):
             num_tokens = num_items.to(device) if isinstance(num_items, torch.Tensor) else num_items
             losses["quantity_loss"] = quantity_loss(audio.quantities, target_lengths.to(device), num_tokens)
         if self.draft_head is not None:
+            drafted_lengths = target_lengths.clamp(min=0)
+            if is_translation is not None:
+                drafted_lengths = drafted_lengths.masked_fill(is_translation.to(drafted_lengths.device), 0)
             drafts = self.draft(audio.pooler_output, audio.audio_lengths)
-            tokens = draft_labels(labels, self._eos_token_ids(labels.device), target_lengths)
+            if is_translation is not None or (target_lengths < 0).any():
+                is_drafted = (drafted_lengths > 0).to(audio.audio_lengths.device)
+                drafts = drafts[is_drafted.repeat_interleave(audio.audio_lengths).to(drafts.device)]
+            tokens = draft_labels(labels, self._eos_token_ids(labels.device), drafted_lengths)
             draft_loss = nn.functional.cross_entropy(drafts.float(), tokens.to(drafts.device), reduction="sum")
             losses["draft_loss"] = draft_loss.to(num_labels.device) / num_items
         if audio.router_logits is not None and audio.selected_experts is not None:
@@ -154,6 +170,7 @@ class LlmAsrLossMixin(HeadedModelInterface):
         labels: torch.Tensor | None,
         target_lengths: torch.Tensor | None,
         num_items_in_batch: torch.Tensor | int | None,
+        is_translation: torch.Tensor | None,
         **audio_inputs,
     ) -> LlmAsrCausalLMOutputWithPast:
         """See `draft_only` of [`LlmAsrForConditionalGeneration.forward`]."""
@@ -163,7 +180,9 @@ class LlmAsrLossMixin(HeadedModelInterface):
                 "them, or leave it out."
             )
         audio = self.get_audio_features(target_lengths=target_lengths, return_dict=True, **audio_inputs)
-        losses: dict[str, Any] = self._projector_losses(audio, labels, target_lengths, num_items_in_batch)
+        losses: dict[str, Any] = self._projector_losses(
+            audio, labels, target_lengths, num_items_in_batch, is_translation
+        )
         return LlmAsrCausalLMOutputWithPast(
             loss=weighted_sum(losses, self.config.projector_config),
             router_logits=audio.router_logits,

@@ -27,6 +27,7 @@ from .part_dtypes import HALF_DTYPES, default_dtype
 from .projector_llm_asr import build_projector
 from .quantization import quantize_language_model_alone
 from .speech_encoders import build_audio_tower, check_audio_config, feature_time_dim, record_outputs, run_audio_tower
+from .streaming_audio import LlmAsrStreamingMixin
 from .transformers_versions import CACHE_NAME, slice_logits_to_keep
 
 
@@ -99,7 +100,7 @@ def is_frozen(module: nn.Module) -> bool:
     return not any(parameter.requires_grad for parameter in module.parameters())
 
 
-class LlmAsrModel(LlmAsrPreTrainedModel):
+class LlmAsrModel(LlmAsrStreamingMixin, LlmAsrPreTrainedModel):
     """
     The speech encoder, the projector and the language model, without a language modelling head.
 
@@ -183,6 +184,7 @@ class LlmAsrModel(LlmAsrPreTrainedModel):
                 input_features.to(self.audio_tower.dtype),
                 input_features_mask,
                 self.config.encoder_padding,
+                self.config.draw_attention_chunks() if self.training else self.config.attention_chunks,
                 **kwargs,
             )
 
@@ -449,6 +451,7 @@ class LlmAsrForConditionalGeneration(
         # Not `label_...`: the `Trainer` takes every such argument for labels.
         lm_loss_smoothing: float = 0.0,
         draft_only: bool = False,
+        is_translation: torch.Tensor | None = None,
         cache: Cache | None = None,
         **kwargs: Any,
     ) -> LlmAsrCausalLMOutputWithPast:
@@ -471,8 +474,8 @@ class LlmAsrForConditionalGeneration(
             audio_hidden_states_mask (`torch.Tensor` of shape `(num_recordings, num_frames)`, *optional*):
                 Non-zero for its real frames.
             target_lengths (`torch.LongTensor` of shape `(num_recordings,)`, *optional*):
-                Tokens of each transcript, which CIF is to fire and to predict. Defaults to the number of labels of each
-                row that are not an end-of-sequence token.
+                Tokens of each transcript, which CIF is to fire and to predict; negative where they are unknown. Defaults to
+                the number of labels of each row that are not an end-of-sequence token, and to -1 for translations.
             num_items_in_batch (`torch.Tensor` or `int`, *optional*):
                 Number of labels in the whole optimizer step, over gradient accumulation and processes, as the `Trainer`
                 passes it. Every part of the loss is normalised by it.
@@ -486,6 +489,8 @@ class LlmAsrForConditionalGeneration(
                 Whether the layers of the language model are left out, for a first stage of training: the loss is that of
                 the draft and the projector alone, and there are no `logits`. Needs `draft_head=True` in the projector
                 configuration.
+            is_translation (`torch.BoolTensor` of shape `(batch_size,)`, *optional*):
+                Rows whose labels are a translation. They have no draft loss.
             cache (`Cache`, *optional*):
                 `past_key_values`, by their name from Transformers 5.24 on.
 
@@ -504,13 +509,14 @@ class LlmAsrForConditionalGeneration(
             )
         if labels is not None and recordings is not None:
             target_lengths = resolve_target_lengths(
-                labels, target_lengths, len(recordings), self._eos_token_ids(labels.device)
+                labels, target_lengths, len(recordings), self._eos_token_ids(labels.device), is_translation
             )
         if draft_only:
             return self._forward_draft_only(
                 labels,
                 target_lengths,
                 num_items_in_batch,
+                is_translation,
                 input_features=input_features,
                 input_features_mask=input_features_mask,
                 audio_hidden_states=audio_hidden_states,
@@ -556,7 +562,7 @@ class LlmAsrForConditionalGeneration(
             losses["lm_loss"] = language_modeling_loss(
                 self.loss_function, scored, shift_labels.to(scored.device), lm_loss_smoothing, num_items_in_batch
             )
-            losses.update(self._projector_losses(audio, labels, target_lengths, num_items_in_batch))
+            losses.update(self._projector_losses(audio, labels, target_lengths, num_items_in_batch, is_translation))
             losses["loss"] = weighted_sum(losses, self.config.projector_config)
 
         return LlmAsrCausalLMOutputWithPast(

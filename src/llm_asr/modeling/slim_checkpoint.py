@@ -11,8 +11,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, CONFIG_NAME
 
 from .adapter_weights import wrap_in_adapter
+from .backbone_references import BACKBONES
 from .checkpoint_safety import check_checksums, check_digests, find_file, find_weights
-from .configuration_llm_asr import BACKBONES, LlmAsrConfig
+from .configuration_llm_asr import LlmAsrConfig
 from .language_model_head import take_language_model
 from .speech_encoders import load_audio_tower
 from .weight_checks import check_nothing_missing

@@ -10,6 +10,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
+from .chunked_attention import AttentionChunks
 from .weight_checks import check_nothing_missing
 
 
@@ -33,6 +34,8 @@ class SpeechEncoder:
         optional_weights (`tuple[str]`): Tensors that a checkpoint may lack. They are zero then.
         feature_layout (`str`): Layout of the features: `"waveform"`, `"time_first"` or `"mel_first"`.
         paddings (`tuple[str]`): Values of `encoder_padding` of [`LlmAsrConfig`] that the family supports.
+        attentions (`tuple[str]`): Values of `encoder_attention` of [`LlmAsrConfig`] that the family supports. With `"chunked"`,
+            `run` takes an argument `chunks`, and the family has `open_stream` and `encode_stream`.
     """
 
     model_types: tuple[str, ...] = ()
@@ -41,6 +44,7 @@ class SpeechEncoder:
     optional_weights: tuple[str, ...] = ()
     feature_layout: str = TIME_FIRST
     paddings: tuple[str, ...] = ("longest",)
+    attentions: tuple[str, ...] = ("full",)
 
     def find_config(self, config: PreTrainedConfig) -> PreTrainedConfig:
         """Return the encoder's configuration from a checkpoint's configuration."""
@@ -99,6 +103,28 @@ class SpeechEncoder:
         Returns:
             `tuple(torch.Tensor)`: Hidden states of shape `(num_recordings, num_frames, audio_hidden_size)` and a boolean
             mask of shape `(num_recordings, num_frames)`.
+        """
+        raise NotImplementedError
+
+    def open_stream(self, tower: PreTrainedModel, chunks: AttentionChunks) -> Any:
+        """What `encode_stream` keeps of one stream."""
+        raise NotImplementedError
+
+    def encode_stream(
+        self, tower: PreTrainedModel, states: list, features: list[torch.Tensor], is_last: list[bool]
+    ) -> list[torch.Tensor]:
+        """
+        Encode the next features of several streams.
+
+        Args:
+            tower (`PreTrainedModel`): From `build` or `load`.
+            states (`list`): One from `open_stream` for each stream.
+            features (`list[torch.Tensor]`): For each stream, without a dimension of recordings. There may be none.
+            is_last (`list[bool]`): Whether they are the last of their stream.
+
+        Returns:
+            `list[torch.Tensor]`: For each stream, new hidden states of shape `(num_frames, audio_hidden_size)`. Over all calls
+            they are what `run` gives with the same chunks.
         """
         raise NotImplementedError
 

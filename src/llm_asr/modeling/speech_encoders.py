@@ -8,6 +8,7 @@ import torch
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
+from .chunked_attention import AttentionChunks
 from .conformer_families import GraniteSpeechFamily, ParakeetFamily, SeamlessFamily, Wav2Vec2BertFamily
 from .speech_encoder import TIME_DIMS, SpeechEncoder, keep_own_blocks
 from .waveform_families import MoonshineFamily, Wav2Vec2Family
@@ -123,6 +124,7 @@ def run_audio_tower(
     input_features: torch.Tensor,
     input_features_mask: torch.Tensor,
     padding: str,
+    chunks: AttentionChunks | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
@@ -134,6 +136,7 @@ def run_audio_tower(
         input_features_mask (`torch.Tensor` of shape `(num_recordings, num_feature_frames)`): Non-zero for real frames, or
             samples where the features are waveforms.
         padding (`str`): `encoder_padding` of [`LlmAsrConfig`].
+        chunks ([`AttentionChunks`], *optional*): Chunks of attention. Every frame attends to all frames if absent.
 
     Returns:
         `tuple(torch.Tensor)`: Hidden states of shape `(num_recordings, num_frames, audio_hidden_size)` and a boolean mask
@@ -150,6 +153,8 @@ def run_audio_tower(
             f"`input_features_mask` leaves recording(s) {short} less than the {fewest} frames or samples of which the speech "
             "encoder makes one frame; remove them."
         )
+    if chunks is not None:
+        kwargs["chunks"] = chunks
     return family.run(audio_tower, input_features, input_features_mask, padding, **kwargs)
 
 

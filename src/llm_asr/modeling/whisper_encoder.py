@@ -11,6 +11,8 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoder, sinusoids
 from transformers.utils.output_capturing import capture_outputs
 
+from .chunked_attention import AttentionChunks, check_attention_implementation, lay_out_chunks
+
 
 @dataclass
 class LlmAsrEncoderOutput(BaseModelOutput):
@@ -57,19 +59,28 @@ class LlmAsrWhisperEncoder(WhisperEncoder):
 
     @capture_outputs
     def forward(
-        self, input_features: torch.Tensor, attention_mask: torch.Tensor, padding: str = "longest", **kwargs
+        self,
+        input_features: torch.Tensor,
+        attention_mask: torch.Tensor,
+        padding: str = "longest",
+        chunks: AttentionChunks | None = None,
+        **kwargs,
     ) -> LlmAsrEncoderOutput:
         """
         Args:
             input_features (`torch.Tensor` of shape `(num_recordings, num_mel_bins, num_mel_frames)`): Log-mel features.
             attention_mask (`torch.Tensor` of shape `(num_recordings, num_mel_frames)`): Non-zero for real mel frames.
             padding (`str`, *optional*, defaults to `"longest"`): See [`LlmAsrConfig`].
+            chunks ([`AttentionChunks`], *optional*): Chunks of attention, only with `padding="longest"`. Every frame attends to
+                all frames if absent.
 
         Returns:
-            [`LlmAsrEncoderOutput`]
+            [`LlmAsrEncoderOutput`]: With a look-ahead, `hidden_states` and `attentions` of layers have the copies of
+            [`ChunkLayout`] after the frames.
 
         Raises:
-            `ValueError`: If there are more mel frames than positions, after trailing padding is cut.
+            `ValueError`: If there are more mel frames than positions, after trailing padding is cut, or the attention
+                implementation does not take the mask that `chunks` need.
         """
         attention_mask = attention_mask.bool()
         # Feature extractors pad to 30 s; what no recording of the batch fills is not worth encoding.
@@ -87,11 +98,17 @@ class LlmAsrWhisperEncoder(WhisperEncoder):
             silent = pad_with_silence(input_features, attention_mask, max_mel_frames)
             hidden_states = self._encode(silent, attention_mask.new_ones(len(silent), max_mel_frames), **kwargs)
             return LlmAsrEncoderOutput(last_hidden_state=hidden_states[:, : real.shape[1]], attention_mask=real)
-        hidden_states = self._encode(input_features, attention_mask, **kwargs)
+        hidden_states = self._encode(input_features, attention_mask, chunks, **kwargs)
         mask = self._frame_mask(attention_mask).to(hidden_states.device)
         return LlmAsrEncoderOutput(last_hidden_state=hidden_states, attention_mask=mask)
 
-    def _encode(self, input_features: torch.Tensor, attention_mask: torch.Tensor, **kwargs) -> torch.Tensor:
+    def _encode(
+        self,
+        input_features: torch.Tensor,
+        attention_mask: torch.Tensor,
+        chunks: AttentionChunks | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
         """Return hidden states of shape `(num_recordings, num_frames, d_model)`."""
         visible = attention_mask[:, None, :]
         hidden_states = input_features.masked_fill(~visible, 0.0)
@@ -104,13 +121,21 @@ class LlmAsrWhisperEncoder(WhisperEncoder):
         positions = torch.arange(hidden_states.shape[1], device=hidden_states.device)
         hidden_states = hidden_states + self.embed_positions(positions).to(hidden_states.device)
         hidden_states = nn.functional.dropout(hidden_states, p=self.dropout, training=self.training)
-        layer_mask = create_bidirectional_mask(
-            config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
-        )
+        num_frames = hidden_states.shape[1]
+        if chunks is None:
+            layer_mask = create_bidirectional_mask(
+                config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
+            )
+        else:
+            check_attention_implementation(self.config._attn_implementation)
+            layout = lay_out_chunks(num_frames, chunks, hidden_states.device)
+            layer_mask = layout.make_mask(attention_mask, hidden_states.dtype)
+            hidden_states = hidden_states[:, layout.positions]
         for layer in self.layers:
             if self.training and self.layerdrop > 0.0 and torch.rand([]) < self.layerdrop:
                 continue
             hidden_states = layer(hidden_states, layer_mask, **kwargs)
+        hidden_states = hidden_states[:, :num_frames]
         if self.num_pooled > 1:
             hidden_states = nn.functional.avg_pool1d(hidden_states.transpose(1, 2), self.num_pooled).transpose(1, 2)
         return self.layer_norm(hidden_states)

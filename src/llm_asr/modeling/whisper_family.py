@@ -1,10 +1,17 @@
 """Whisper, and the encoders of audio language models that were made from it."""
 
+from typing import TYPE_CHECKING, Any, cast
+
 import torch
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
+from .chunked_attention import AttentionChunks
 from .speech_encoder import MEL_FIRST, SpeechEncoder, run_by_length
+
+
+if TYPE_CHECKING:
+    from .whisper_encoder import LlmAsrWhisperEncoder
 
 
 class WhisperFamily(SpeechEncoder):
@@ -14,6 +21,7 @@ class WhisperFamily(SpeechEncoder):
     weight_prefix = r"(model\.)?encoder\."
     feature_layout = MEL_FIRST
     paddings = ("longest", "max_length")
+    attentions: tuple[str, ...] = ("full", "chunked")
     # Frames after the convolutions per output frame.
     num_pooled = 1
 
@@ -34,6 +42,18 @@ class WhisperFamily(SpeechEncoder):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         outputs = tower(features, mask, padding, **kwargs)
         return outputs.last_hidden_state, outputs.attention_mask
+
+    def open_stream(self, tower: PreTrainedModel, chunks: AttentionChunks) -> Any:
+        from .streaming_whisper import StreamingEncoderState
+
+        return StreamingEncoderState(cast("LlmAsrWhisperEncoder", tower), chunks)
+
+    def encode_stream(
+        self, tower: PreTrainedModel, states: list, features: list[torch.Tensor], is_last: list[bool]
+    ) -> list[torch.Tensor]:
+        from .streaming_whisper import encode_stream
+
+        return encode_stream(cast("LlmAsrWhisperEncoder", tower), states, features, is_last)
 
     def count_samples_per_frame(self, audio_config: PreTrainedConfig, feature_extractor) -> int:
         return 2 * self.num_pooled * feature_extractor.hop_length
@@ -60,6 +80,8 @@ class PooledWhisperFamily(WhisperFamily):
     checkpoints = {"qwen2_audio": "audio_config", "audioflamingo3": "audio_config", "musicflamingo": "audio_config"}
     weight_prefix = r"(model\.)?audio_tower\."
     num_pooled = 2
+    # Chunks would have to hold whole pairs of frames.
+    attentions = ("full",)
 
 
 class GlmAsrFamily(SpeechEncoder):

@@ -7,13 +7,15 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import WhisperFeatureExtractor
 
+from .log_mel import extract_running_log_mel
+
 
 # Layouts of features (samples, frames before mel bins, mel bins before frames), and the time dimension of one recording.
 FEATURE_LAYOUTS = {"waveform": 0, "time_first": 0, "mel_first": 1}
 
 
 def extract_features(
-    feature_extractor, waveforms: list[np.ndarray], layout: str, padding: str
+    feature_extractor, waveforms: list[np.ndarray], layout: str, padding: str, log_mel_maximum: str = "recording"
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Extract the features of each recording independently of the other recordings in the batch.
@@ -23,6 +25,7 @@ def extract_features(
         waveforms (`list[np.ndarray]`): Recordings, float32, at the sampling rate of the feature extractor.
         layout (`str`): Layout of the feature extractor's output, one of `FEATURE_LAYOUTS`.
         padding (`str`): `"longest"` pads to the longest recording, `"max_length"` to Whisper's maximum length.
+        log_mel_maximum (`str`, *optional*, defaults to `"recording"`): See [`LlmAsrProcessor`].
 
     Returns:
         `tuple(torch.Tensor)`: Features in `layout`, float32, and a mask of shape `(num_recordings, num_feature_frames)`,
@@ -35,10 +38,13 @@ def extract_features(
     with torch.autocast("cpu", enabled=False):
         if not isinstance(feature_extractor, WhisperFeatureExtractor):
             return _extract_one_by_one(feature_extractor, waveforms, FEATURE_LAYOUTS[layout])
-        features, mask = _extract_whisper_features(feature_extractor, waveforms)
-        if padding == "longest":
-            longest = int(mask.sum(-1).max())
-            features, mask = features[..., :longest], mask[:, :longest]
+        extract = extract_running_log_mel if log_mel_maximum == "running" else _extract_whisper_features
+        features, mask = extract(feature_extractor, waveforms)
+        longest = int(mask.sum(-1).max())
+        if padding == "max_length":
+            longest = max(longest, feature_extractor.nb_max_frames)
+        num_added = max(0, longest - mask.shape[1])
+        features, mask = (torch.nn.functional.pad(one[..., :longest], (0, num_added)) for one in (features, mask))
         return features, mask
 
 

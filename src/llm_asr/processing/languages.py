@@ -40,6 +40,9 @@ LANGUAGE_CODE_TO_NAME = {code: name.title() for code, name in LANGUAGES.items()}
 # Values for an unknown language.
 UNKNOWN = ("", "auto")
 
+# Between the names of several languages that are spoken in one recording.
+LANGUAGE_SEPARATOR = ", "
+
 # Largest distance by CLDR's measure. It includes other codes of a language and its standard forms (Bokmål for Norwegian), but
 # no other language.
 MAX_DISTANCE = 4
@@ -73,6 +76,38 @@ def suggest_languages(language: str, languages: Mapping[str, str]) -> list[str]:
     return [known[name] for name in found]
 
 
+def name_languages(language: str | None, languages: Mapping[str, str]) -> str | None:
+    """
+    See [`LlmAsrProcessor.language_name`].
+
+    Args:
+        language (`str`, *optional*): Codes or English names, with commas between several.
+        languages (`Mapping[str, str]`): English names by code.
+    """
+    if language is None:
+        return None
+    if not isinstance(language, str):
+        raise TypeError(f"`language` must be a string, a code or a name, got {language!r}.")
+    if language.strip().lower() in UNKNOWN:
+        return None
+    whole = find_language(language, languages)
+    if whole is not None:
+        return whole
+    names: dict[str, None] = {}
+    for part in language.split(LANGUAGE_SEPARATOR.strip()):
+        name = find_language(part, languages)
+        if name is None:
+            suggestions = suggest_languages(part, languages)
+            hint = f"did you mean {' or '.join(suggestions)}? Otherwise pass" if suggestions else "pass"
+            raise ValueError(
+                f"`language` {part.strip()!r} is not among the {len(languages)} languages of this processor; {hint} a code "
+                "such as 'es', an English name such as 'Spanish', or None for an unknown language. The processor's "
+                "`languages` can add further languages."
+            )
+        names[name] = None
+    return LANGUAGE_SEPARATOR.join(names)
+
+
 @lru_cache(maxsize=1024)
 def _equal_code(code: str, codes: tuple[str, ...]) -> str | None:
     """Find the one of `codes` that means the same language as `code`."""
@@ -85,4 +120,11 @@ def _equal_code(code: str, codes: tuple[str, ...]) -> str | None:
     return found if distance <= MAX_DISTANCE else None
 
 
-__all__ = ["LANGUAGE_CODE_TO_NAME", "UNKNOWN", "find_language", "suggest_languages"]
+__all__ = [
+    "LANGUAGE_CODE_TO_NAME",
+    "LANGUAGE_SEPARATOR",
+    "UNKNOWN",
+    "find_language",
+    "name_languages",
+    "suggest_languages",
+]

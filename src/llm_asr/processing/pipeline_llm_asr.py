@@ -3,7 +3,6 @@
 import copy
 import itertools
 import math
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +15,10 @@ from transformers.utils import logging
 
 from .audio import stream_audio
 from .cpu_precision import slow_dtypes
+from .languages import LANGUAGE_SEPARATOR
 from .processing_llm_asr import LlmAsrProcessor
 from .segmentation import Segment, read_segments
+from .tasks import check_translation_options, spread_tasks
 from .undecoded import is_column, without_decoding
 from .writing import joint
 
@@ -53,7 +54,8 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
 
     Arguments of a call:
 
-    - `language` (`str`, *optional*): Code or English name. By default the model identifies the language of each segment.
+    - `language` (`str`, *optional*): Code or English name, or several with commas between them for speech that switches between
+      languages. By default the model identifies the languages of each segment.
     - `prompt` (`str`, *optional*): Context, such as names or the subject.
     - `keywords` (`list[str]` or `list[list[str]]`, *optional*): Words that may be spoken, such as names. A list of lists has a
       list for each recording.
@@ -66,13 +68,17 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
     - `min_silence_s` (`float`, *optional*, defaults to 0.5): Shortest silence in seconds that always separates segments.
     - `vad` (`str`, *optional*, defaults to `"energy"`): Voice activity detection; see [`split_at_silences`]. The transcript
       of a recording without speech is empty.
+    - `task` (`str`, *optional*, defaults to `"transcribe"`): `"translate"` translates the speech into `target_language`. `language`
+      is the spoken language, which a translation does not identify. Word times and drafts are refused for translations.
+    - `target_language` (`str`, *optional*): Language of the translation, as a code or an English name.
     - `text` (`str` or `list[str]`, *optional*): What is said in the recording, or in each recording of a list. The pipeline
       then does not transcribe. It finds the times of the words of `text`, in `chunks`, each with a `confidence`; see
       [`LlmAsrProcessor.align`]. It needs a projector with CIF, and does not run the language model.
     - `progress_bar` (`bool`, *optional*, defaults to `False`): Show the progress of reading each recording.
     - `generate_kwargs` (`dict`, *optional*): Further arguments of `generate`.
 
-    A call returns `{"text": str, "language": str or None}` with the English name of the language, and `chunks` on request.
+    A call returns `{"text": str, "language": str or None, "languages": list[str]}` with English names, and `chunks` on request.
+    `language` is the language of most of the recording, and the first of `languages`. Segments have both fields too.
 
     Example:
 
@@ -82,7 +88,7 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
 
     >>> transcriber = pipeline("automatic-speech-recognition", model="path/to/checkpoint")
     >>> transcriber("recording.flac")
-    {'text': 'veintiuno de marzo', 'language': 'Spanish'}
+    {'text': 'veintiuno de marzo', 'language': 'Spanish', 'languages': ['Spanish']}
     >>> transcriber("recording.flac", return_timestamps="word")["chunks"][0]  # with CIF
     {'text': 'veintiuno', 'timestamp': (0.2, 0.86)}
     >>> transcriber("an_hour.mp3", batch_size=16, return_timestamps=True, progress_bar=True)["chunks"]
@@ -168,6 +174,8 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
         language=None,
         prompt=None,
         keywords=None,
+        task=None,
+        target_language=None,
         text=None,
         return_timestamps=None,
         return_confidence=None,
@@ -198,10 +206,15 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
             unused = {
                 "prompt": prompt,
                 "keywords": keywords,
+                "task": task,
+                "target_language": target_language,
                 "return_timestamps": return_timestamps,
                 "return_confidence": return_confidence,
             }
             self._check_given_text(text, {**kwargs, **unused})
+        spread_tasks(task or "transcribe", target_language, 1)
+        if task == "translate":
+            check_translation_options(return_timestamps, options)
         longest = self.processor.max_audio_samples
         if (
             longest is not None
@@ -217,6 +230,8 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
             "language": language,
             "prompt": prompt,
             "keywords": keywords,
+            "task": task,
+            "target_language": target_language,
             "text": text,
             "chunk_length_s": chunk_length_s,
             "min_silence_s": min_silence_s,
@@ -228,6 +243,8 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
             forward_params["output_confidence"] = return_confidence
         if return_timestamps is not None or return_confidence is not None:
             postprocess_params["return_timestamps"] = return_timestamps or bool(return_confidence)
+        if task is not None:
+            postprocess_params["task"] = task
         if language is not None:
             postprocess_params["language"] = self.processor.language_name(language)
         return preprocess_params, forward_params, postprocess_params
@@ -262,6 +279,8 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
         language=None,
         prompt=None,
         keywords=None,
+        task="transcribe",
+        target_language=None,
         text=None,
         chunk_length_s=None,
         min_silence_s=0.5,
@@ -286,7 +305,9 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
                     language=language,
                     prompt=prompt,
                     keywords=keywords,
-                    identify_language=language is None,
+                    task=task,
+                    target_language=target_language,
+                    identify_language=language is None and task == "transcribe",
                 )
             else:
                 model_inputs = self.processor(audio=segment.waveform)
@@ -356,11 +377,13 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
                 piece[name] = outputs[name].float()
         return piece
 
-    def postprocess(self, model_outputs, return_timestamps=False, language=None):  # type: ignore[override]
+    def postprocess(  # type: ignore[override]
+        self, model_outputs, return_timestamps=False, language=None, task="transcribe"
+    ):
         frame_period = self.model.config.projector_frame_period
         if model_outputs[0]["text"] is not None:
             return align_pieces(model_outputs, self.processor, frame_period, language)
-        return join_pieces(model_outputs, self.processor, frame_period, return_timestamps, language)
+        return join_pieces(model_outputs, self.processor, frame_period, return_timestamps, language, task)
 
 
 def _has_entries(name: str, value: Any) -> bool:
@@ -382,7 +405,7 @@ def align_pieces(
         processor, frame_period, language: See [`join_pieces`].
 
     Returns:
-        `dict`: `{"text", "language", "chunks"}`; see [`LlmAsrPipeline`].
+        `dict`: `{"text", "language", "languages", "chunks"}`; see [`LlmAsrPipeline`].
 
     Raises:
         `ValueError`: If there is no speech in the recording.
@@ -399,7 +422,8 @@ def align_pieces(
     end = spoken[-1]["end"]
     for chunk in chunks:
         chunk["timestamp"] = tuple(round(min(time, end), 3) for time in chunk["timestamp"])
-    return {"text": text, "language": language, "chunks": chunks}
+    languages = language.split(LANGUAGE_SEPARATOR) if language else []
+    return {"text": text, "language": languages[0] if languages else None, "languages": languages, "chunks": chunks}
 
 
 def join_pieces(
@@ -408,6 +432,7 @@ def join_pieces(
     frame_period: float,
     return_timestamps: bool | str = False,
     language: str | None = None,
+    task: str = "transcribe",
 ) -> dict:
     """
     Join the results of the segments of a recording.
@@ -418,32 +443,40 @@ def join_pieces(
         processor ([`LlmAsrProcessor`]): The model's processor.
         frame_period (`float`): Seconds between consecutive `alphas`.
         return_timestamps (`bool` or `str`, *optional*, defaults to `False`): See [`LlmAsrPipeline`].
-        language (`str`, *optional*): English name of the language. By default the result has the language that the model
-            identified in most of the recording.
+        language (`str`, *optional*): English name of the language, or several names. By default the result has the languages
+            that the model identified.
+        task (`str`, *optional*, defaults to `"transcribe"`): With `"translate"`, the weights of CIF are not used, because they
+            are those of the transcript.
 
     Returns:
-        `dict`: `{"text", "language"}` and possibly `chunks`; see [`LlmAsrPipeline`].
+        `dict`: `{"text", "language", "languages"}` and possibly `chunks`; see [`LlmAsrPipeline`].
     """
     text = ""
     chunks: list[dict] = []
-    seconds: Counter[str | None] = Counter()
+    told = language.split(LANGUAGE_SEPARATOR) if language else []
+    seconds: dict[str, float] = {}
     for piece in pieces:
         decoded = processor.decode(piece["tokens"][0], return_language=True)
         if not piece["has_speech"] or not decoded["text"]:
             continue
-        spoken = language or decoded["language"]
-        seconds[spoken] += piece["end"] - piece["start"]
+        spoken = told or decoded["languages"]
+        for rank, name in enumerate(spoken):
+            # The first language has most of the words.
+            seconds[name] = seconds.get(name, 0.0) + (piece["end"] - piece["start"] if rank == 0 else 0.0)
         text += joint(text, decoded["text"]) + decoded["text"]
         if return_timestamps:
+            if task == "translate":
+                piece = {name: value for name, value in piece.items() if name != "alphas"}
             chunks += _chunks(piece, decoded["text"], spoken, processor, frame_period, return_timestamps)
-    result = {"text": text, "language": seconds.most_common(1)[0][0] if seconds else language}
+    languages = sorted(seconds, key=lambda name: -seconds[name]) or told
+    result = {"text": text, "language": languages[0] if languages else None, "languages": languages}
     return {**result, "chunks": chunks} if return_timestamps else result
 
 
 def _chunks(
     piece: dict,
     text: str,
-    language: str | None,
+    languages: list[str],
     processor: LlmAsrProcessor,
     frame_period: float,
     return_timestamps: bool | str,
@@ -465,7 +498,7 @@ def _chunks(
         ]
     if return_timestamps == "word":
         return chunks
-    details: dict[str, str | float | None] = {"language": language}
+    details: dict[str, Any] = {"language": languages[0] if languages else None, "languages": languages}
     for name, scores in (("avg_logprob", "avg_logprobs"), ("no_speech_prob", "no_speech_probs")):
         if scores in piece:
             details[name] = float(piece[scores][0])

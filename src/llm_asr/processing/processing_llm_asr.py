@@ -12,15 +12,18 @@ from transformers.processing_utils import ProcessorMixin, prepare_prompt_input
 from .audio import AudioSource, load_audio
 from .features import extract_features
 from .keywords import spread_keywords
-from .languages import LANGUAGE_CODE_TO_NAME, UNKNOWN, find_language, suggest_languages
+from .languages import LANGUAGE_CODE_TO_NAME, name_languages
+from .log_mel import check_log_mel_maximum
 from .processor_files import check_parts, check_processor_settings, naming_processor_file
 from .rendering import render_request
+from .tasks import check_translations, spread_tasks
 from .transcripts_llm_asr import LANGUAGE_END, LlmAsrTranscriptsMixin
 
 
 # The user's message to the language model: the recording, the task, and known facts about the recording.
 DEFAULT_TRANSCRIPTION_TEMPLATE = (
-    "{{ audio_token }}{% if identify_language %}Name the language and transcribe the speech"
+    "{{ audio_token }}{% if target_language %}Translate the speech{% if language %} in {{ language }}{% endif %} into "
+    "{{ target_language }}{% elif identify_language %}Name the language and transcribe the speech"
     "{% else %}Transcribe the speech{% if language %} in {{ language }}{% endif %}{% endif %}."
     "{% if keywords %} Keywords: {{ keywords | join(', ') }}.{% endif %}"
     "{% if prompt %} Context: {{ prompt }}{% endif %}"
@@ -28,6 +31,12 @@ DEFAULT_TRANSCRIPTION_TEMPLATE = (
 
 # Keywords of all recordings, or of each recording.
 Keywords = str | list[str] | list[list[str] | None] | None
+
+# Why a request is refused. The template is saved with the checkpoint.
+NO_PLACE = (
+    "`{argument}` cannot be used: the `transcription_template` of this processor has no place for {what}, so the checkpoint "
+    "was not trained with them; leave it out."
+)
 
 # For language models without a chat template.
 DEFAULT_CHAT_TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
@@ -60,11 +69,15 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
             Longest recording for the speech encoder, in samples. `None` sets no limit.
         transcription_template (`str`, *optional*):
             Jinja template of the transcription request. Its variables are `audio_token`, `language` (an English name or
-            `None`), `identify_language` (a bool), `prompt` (a string or `None`) and `keywords` (a list of strings or `None`).
-            It is saved with the processor, so that prompts at inference are the same as in training.
+            `None`), `target_language` (an English name for a translation, `None` for a transcription), `identify_language`
+            (a bool), `prompt` (a string or `None`) and `keywords` (a list of strings or `None`). It is saved with the
+            processor, so that prompts at inference are the same as in training.
         languages (`dict[str, str]`, *optional*):
             English names of languages, by code. Defaults to the languages of Whisper and FLEURS. Pass a larger dict to
             train other languages.
+        log_mel_maximum (`str`, *optional*, defaults to `"recording"`):
+            Whisper's log-mel values are clipped to 8 below the loudest value of the `"recording"`, or below the loudest value so
+            far (`"running"`), which a stream knows. Models with `encoder_attention="chunked"` need `"running"`.
     """
 
     chat_template: str
@@ -82,8 +95,10 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
         max_audio_samples: int | None = None,
         transcription_template: str = DEFAULT_TRANSCRIPTION_TEMPLATE,
         languages: dict[str, str] | None = None,
+        log_mel_maximum: str = "recording",
     ):
         check_parts(feature_extractor, tokenizer)
+        check_log_mel_maximum(log_mel_maximum, feature_extractor)
         audio_token_id = tokenizer.convert_tokens_to_ids(audio_token)
         if audio_token_id is None or audio_token_id == tokenizer.unk_token_id:
             raise ValueError(
@@ -105,6 +120,7 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
         self.max_audio_samples = max_audio_samples
         self.transcription_template = transcription_template
         self.languages = LANGUAGE_CODE_TO_NAME if languages is None else languages
+        self.log_mel_maximum = log_mel_maximum
         check_processor_settings(self)
         super().__init__(
             feature_extractor,
@@ -162,7 +178,7 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
     @property
     def transcription_prompt_ids(self) -> list[int]:
         """Tokens of the transcription request without language and context."""
-        return self._tokenize(self._render_request(None, identify_language=False, prompt=None, keywords=None))
+        return self._tokenize(self._render_request(None, identify_language=False))
 
     @property
     def model_input_names(self) -> list[str]:
@@ -186,6 +202,11 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
                 f"The processor has {self.sampling_rate} samples per second and {self.samples_per_frame} per frame, so it has "
                 f"{frame_rate:g} frames per second, but `audio_frame_rate` of the model is {config.audio_frame_rate:g}; use the "
                 "processor that was saved with the model."
+            )
+        if config.encoder_attention == "chunked" and self.log_mel_maximum != "running":
+            raise ValueError(
+                "The model has `encoder_attention='chunked'`, so its features must not depend on the future, and `log_mel_maximum` "
+                f"of the processor is {self.log_mel_maximum!r}; pass `log_mel_maximum='running'` to the processor."
             )
 
     def load_recording(self, source: AudioSource) -> np.ndarray:
@@ -218,8 +239,9 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
         self,
         text: str | list[str] | None = None,
         audio: AudioSource | list[AudioSource] | None = None,
-        transcription: str | list[str] | None = None,
+        transcription: str | Sequence[str | None] | None = None,
         named_languages: list[str | None] | None = None,
+        translation: list[str | None] | None = None,
         sampling_rate: int | None = None,
         audio_padding: str = "longest",
         return_tensors: str = "pt",
@@ -236,6 +258,8 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
                 Target transcripts, one for each prompt. They add `labels` and `target_lengths`.
             named_languages (`list[str]`, *optional*):
                 Languages that the answers name before the transcripts; see [`LlmAsrProcessor.tokenize_requests`].
+            translation (`list[str]`, *optional*):
+                Answers that are translations; see [`LlmAsrProcessor.tokenize_requests`].
             sampling_rate (`int`, *optional*):
                 Sampling rate of waveforms in `audio`. It is only checked.
             audio_padding (`str`, *optional*, defaults to `"longest"`):
@@ -248,7 +272,7 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
             `audio`, `input_features` in `feature_layout` and `input_features_mask` of shape `(num_recordings,
             num_feature_frames)`. For `transcription`, `labels` of shape `(batch_size, sequence_length)` (the transcript and
             an end-of-sequence token, -100 elsewhere) and `target_lengths` of shape `(batch_size,)` (number of tokens of the
-            transcript alone).
+            transcript alone). For `translation`, also `is_translation`.
 
         Raises:
             `ValueError`: If counts differ, or a recording is empty, not finite, not mono, at another sampling rate, or
@@ -274,7 +298,7 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
                 )
         inputs: dict[str, torch.Tensor] = {}
         if prompts is not None:
-            inputs.update(self.tokenize_requests(prompts, transcription, named_languages))
+            inputs.update(self.tokenize_requests(prompts, transcription, named_languages, translation))
         if audio is not None:
             inputs.update(self._audio_inputs(audio, sampling_rate, audio_padding))
         return BatchFeature(inputs, tensor_type="pt")
@@ -285,9 +309,12 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
         audio: AudioSource | list[AudioSource],
         language: str | list[str | None] | None = ...,
         prompt: str | list[str | None] | None = ...,
-        transcription: str | list[str] | None = ...,
+        transcription: str | Sequence[str | None] | None = ...,
         identify_language: bool | list[bool] = ...,
         keywords: Keywords = ...,
+        task: str | list[str] = ...,
+        target_language: str | list[str | None] | None = ...,
+        translation: str | list[str | None] | None = ...,
         tokenize: Literal[True] = ...,
         **kwargs: Any,
     ) -> BatchFeature: ...
@@ -302,9 +329,12 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
         audio: AudioSource | list[AudioSource],
         language: str | list[str | None] | None = None,
         prompt: str | list[str | None] | None = None,
-        transcription: str | list[str] | None = None,
+        transcription: str | Sequence[str | None] | None = None,
         identify_language: bool | list[bool] = False,
         keywords: Keywords = None,
+        task: str | list[str] = "transcribe",
+        target_language: str | list[str | None] | None = None,
+        translation: str | list[str | None] | None = None,
         tokenize: bool = True,
         **kwargs,
     ) -> BatchFeature | list[str]:
@@ -320,13 +350,19 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
             prompt (`str` or `list[str]`, *optional*):
                 Context such as names or the subject: one for all recordings, or one (or `None`) for each recording.
             transcription (`str` or `list[str]`, *optional*):
-                Transcripts for training, one for each recording.
+                Transcripts for training, one for each recording. Those of translations may be `None`.
             identify_language (`bool` or `list[bool]`, *optional*, defaults to `False`):
                 Whether the model names the language before the transcript: one for all recordings, or one for each. With
                 `transcription`, the answer then names `language`, and the prompt does not.
             keywords (`str`, `list[str]` or `list[list[str]]`, *optional*):
                 Words that may be spoken, such as names: a list for all recordings, or a list (or `None`) for each recording.
                 They help a checkpoint that was trained with keywords.
+            task (`str` or `list[str]`, *optional*, defaults to `"transcribe"`):
+                `"transcribe"` or `"translate"`: one for all recordings, or one for each.
+            target_language (`str` or `list[str]`, *optional*):
+                Language of the translation, as a code or an English name: one for all recordings, or one (or `None`) for each.
+            translation (`str` or `list[str]`, *optional*):
+                Translations for training, one for each recording, and `None` for transcriptions.
             tokenize (`bool`, *optional*, defaults to `True`):
                 `False` returns the rendered prompts without reading the recordings.
             kwargs:
@@ -336,8 +372,8 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
             [`BatchFeature`] or `list[str]`: Inputs for `forward` or `generate`, or rendered prompts.
 
         Raises:
-            `ValueError`: See [`LlmAsrProcessor.__call__`]; also if a language is unknown, or `keywords` are passed and
-                `transcription_template` has no place for them.
+            `ValueError`: See [`LlmAsrProcessor.__call__`]; also if a language is unknown, if `transcription_template` has no
+                place for keywords or translations that are passed, or if options contradict each other.
         """
         audio = _as_list(audio)
         if not audio:
@@ -353,10 +389,19 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
         # The annotation of the function leaves out that a row may be `None`.
         prompts = prepare_prompt_input(prompt, len(audio), input_name="prompt")  # type: ignore[arg-type]
         listed = spread_keywords(keywords, len(audio))
+        targets = self._language_names(spread_tasks(task, target_language, len(audio)), len(audio), "target_language")
+        if any(map(_both, targets, identifies)):
+            raise ValueError("`identify_language` is for transcriptions; leave it out for translations.")
         told = [None if identify else name for name, identify in zip(languages, identifies, strict=True)]
-        text = [self._render_request(*request) for request in zip(told, identifies, prompts, listed, strict=True)]
+        requests = zip(told, identifies, prompts, listed, targets, strict=True)
+        text = [self._render_request(*request) for request in requests]
         if not tokenize:
             return text
+        if translation is not None:
+            kwargs["translation"] = translation = check_translations(translation, targets)
+            transcription = [None] * len(audio) if transcription is None else transcription
+        elif transcription is not None and any(targets):
+            raise ValueError("`translation` must be passed with `transcription` for translations.")
         if transcription is not None:
             named = [name if identify else None for name, identify in zip(languages, identifies, strict=True)]
             kwargs["named_languages"] = named
@@ -365,8 +410,9 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
     def tokenize_requests(
         self,
         text: list[str],
-        transcription: str | list[str] | None = None,
+        transcription: str | Sequence[str | None] | None = None,
         named_languages: list[str | None] | None = None,
+        translation: list[str | None] | None = None,
     ) -> BatchFeature:
         """
         Tokenize rendered prompts and their transcripts, without recordings.
@@ -376,6 +422,8 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
             transcription (`str` or `list[str]`, *optional*): Transcripts, one for each prompt.
             named_languages (`list[str]`, *optional*): Code or English name of the language, or `None`, that each answer
                 names before its transcript. Answers with an empty transcript do not name a language.
+            translation (`list[str]`, *optional*): For each prompt, the translation that is its answer, or `None` if the
+                transcript is. The transcript of a translation may be `None`. Its `target_lengths` is then -1.
 
         Returns:
             [`BatchFeature`]: The part of [`LlmAsrProcessor.__call__`]'s output for `text` and `transcription`.
@@ -386,14 +434,20 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
         transcripts = _as_list(transcription)
         if len(transcripts) != len(text):
             raise ValueError(f"`transcription` has {len(transcripts)} entries for {len(text)} prompt(s).")
-        for transcript in transcripts:
-            if not isinstance(transcript, str):
+        translations = [None] * len(text) if translation is None else translation
+        for transcript, translated in zip(transcripts, translations, strict=True):
+            if not isinstance(transcript, str) and (translated is None or transcript is not None):
                 raise TypeError(f"`transcription` must be a string for each prompt, got {transcript!r}.")
-        if any(self.audio_token in transcript for transcript in transcripts):
-            raise ValueError(f"`transcription` must not contain the audio token {self.audio_token!r}.")
+        for name, texts in (("transcription", transcripts), ("translation", translations)):
+            if any(self.audio_token in one for one in texts if one is not None):
+                raise ValueError(f"`{name}` must not contain the audio token {self.audio_token!r}.")
         # Tokenize transcripts without the prompt, so that their tokens do not depend on it. The name of a special token in
         # a transcript is ordinary text.
-        targets = [self._tokenize(transcript, split_special_tokens=True) for transcript in transcripts]
+        spoken, translated_ids = (
+            [None if one is None else self._tokenize(one, split_special_tokens=True) for one in texts]
+            for texts in (transcripts, translations)
+        )
+        targets = [(said or []) if ids is None else ids for said, ids in zip(spoken, translated_ids, strict=True)]
         names = self._language_names(named_languages, len(text))
         answers = [
             [*(self._tokenize(name + LANGUAGE_END) if name and target else ()), *target, self.tokenizer.eos_token_id]
@@ -404,20 +458,26 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
         for index, (row, answer) in enumerate(zip(rows, answers, strict=True)):
             start = int(inputs["attention_mask"][index].argmax()) + len(row)
             labels[index, start : start + len(answer)] = torch.tensor(answer)
-        target_lengths = torch.tensor([len(target) for target in targets])
-        return BatchFeature({**inputs, "labels": labels, "target_lengths": target_lengths})
+        # What CIF fires are the tokens of the transcript, whatever the answer's language.
+        inputs["target_lengths"] = torch.tensor([-1 if said is None else len(said) for said in spoken])
+        if translation is not None:
+            inputs["is_translation"] = torch.tensor([ids is not None for ids in translated_ids])
+        return BatchFeature({**inputs, "labels": labels})
 
-    def _language_names(self, language: str | list[str | None] | None, count: int) -> list[str | None]:
+    def _language_names(
+        self, language: str | list[str | None] | None, count: int, argument: str = "language"
+    ) -> list[str | None]:
         """English names of the languages of `count` recordings."""
         languages = list(language) if isinstance(language, (list, tuple)) else [language] * count
         if len(languages) != count:
-            raise ValueError(f"`language` has {len(languages)} entries for {count} recording(s).")
+            raise ValueError(f"`{argument}` has {len(languages)} entries for {count} recording(s).")
         names = []
         for index, one in enumerate(languages):
             try:
                 names.append(self.language_name(one))
             except (TypeError, ValueError) as error:
-                raise type(error)(f"Recording {index}: {error}" if count > 1 else str(error)) from error
+                message = str(error).replace("`language`", f"`{argument}`", 1)
+                raise type(error)(f"Recording {index}: {message}" if count > 1 else message) from error
         return names
 
     def language_name(self, language: str | None) -> str | None:
@@ -426,59 +486,51 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
 
         Args:
             language (`str`, *optional*): A code (`"es"`, `"spa"`, `"es-MX"`, `"cmn_hans_cn"`) or an English name, in upper
-                or lower case. `None`, `""` and `"auto"` mean an unknown language.
+                or lower case, or several with commas between them (`"es,en"`) for speech that switches between languages.
+                `None`, `""` and `"auto"` mean an unknown language.
 
         Returns:
-            `str`: English name, or `None` for an unknown language.
+            `str`: English name, several names (`"Spanish, English"`), or `None` for an unknown language.
 
         Raises:
             `ValueError`: If `languages` does not have the language. The message suggests similar names.
             `TypeError`: If `language` is not a string.
         """
-        if language is None:
-            return None
-        if not isinstance(language, str):
-            raise TypeError(f"`language` must be a string, a code or a name, got {language!r}.")
-        if language.strip().lower() in UNKNOWN:
-            return None
-        name = find_language(language, self.languages)
-        if name is None:
-            suggestions = suggest_languages(language, self.languages)
-            hint = f"did you mean {' or '.join(suggestions)}? Otherwise pass" if suggestions else "pass"
-            raise ValueError(
-                f"`language` {language!r} is not among the {len(self.languages)} languages of this processor; {hint} a code "
-                "such as 'es', an English name such as 'Spanish', or None for an unknown language. The processor's "
-                "`languages` can add further languages."
-            )
-        return name
+        return name_languages(language, self.languages)
 
     def _render_request(
-        self, language: str | None, identify_language: bool, prompt: str | None, keywords: list[str] | None
+        self,
+        language: str | None,
+        identify_language: bool,
+        prompt: str | None = None,
+        keywords: list[str] | None = None,
+        target_language: str | None = None,
     ) -> str:
         for name, texts in (("prompt", [prompt] if prompt else []), ("keywords", keywords or [])):
             special = next(filter(None, map(self.find_special_token, texts)), None)
             if special is not None:
                 what = "the audio token" if special == self.audio_token else "the special token"
                 raise ValueError(f"`{name}` must not contain {what} {special!r}; remove it.")
+        variables: dict[str, Any] = {
+            "audio_token": self.audio_token,
+            "language": language,
+            "identify_language": identify_language,
+            "prompt": prompt,
+            "keywords": keywords,
+            "target_language": target_language,
+        }
 
-        def render(keywords: list[str] | None) -> str:
+        def render(**changes: None) -> str:
+            special_tokens = self.tokenizer.special_tokens_map
             return render_request(
-                self.transcription_template,
-                self.chat_template,
-                self.tokenizer.special_tokens_map,
-                audio_token=self.audio_token,
-                language=language,
-                identify_language=identify_language,
-                prompt=prompt,
-                keywords=keywords,
+                self.transcription_template, self.chat_template, special_tokens, **{**variables, **changes}
             )
 
-        rendered = render(keywords)
-        if keywords and rendered == render(None):
-            raise ValueError(
-                "`keywords` cannot be used: the `transcription_template` of this processor has no place for keywords, so the "
-                "checkpoint was not trained with them. Write them into `prompt`, or leave them out."
-            )
+        rendered = render()
+        if target_language and rendered == render(target_language=None):
+            raise ValueError(NO_PLACE.format(argument="task='translate'", what="translations"))
+        if keywords and rendered == render(keywords=None):
+            raise ValueError(NO_PLACE.format(argument="keywords", what="keywords"))
         return rendered
 
     def find_special_token(self, text: str) -> str | None:
@@ -511,7 +563,9 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
                 waveforms.append(self.load_recording(source))
             except ValueError as error:
                 raise ValueError(f"Recording {index}: {error}") from error
-        input_features, mask = extract_features(self.feature_extractor, waveforms, self.feature_layout, audio_padding)
+        input_features, mask = extract_features(
+            self.feature_extractor, waveforms, self.feature_layout, audio_padding, self.log_mel_maximum
+        )
         return {"input_features": input_features, "input_features_mask": mask}
 
 

@@ -50,9 +50,10 @@ def split_words(tokenizer, token_ids: Iterable[int]) -> tuple[list[str], list[fl
             token_counts[-1] += num_pending
         num_pending = 0
     words = split_units(tokenizer.decode(ids, skip_special_tokens=True))
-    # A text that ends in an incomplete character may have one more word than was counted.
-    if len(words) > len(token_counts):
-        token_counts.append(num_pending)
+    # A text that ends in an incomplete character may have more words than were counted.
+    num_missing = len(words) - len(token_counts)
+    if num_missing > 0:
+        token_counts += [num_pending / num_missing] * num_missing
     elif token_counts:
         token_counts[-1] += num_pending
     return words, token_counts

@@ -1,5 +1,6 @@
 """Turns token ids and CIF weights into transcripts with languages and times."""
 
+import re
 from collections.abc import Sequence
 from typing import Any, Literal, overload
 
@@ -7,10 +8,11 @@ import numpy as np
 import torch
 
 from .given_text import align_text
+from .languages import LANGUAGE_SEPARATOR
 from .timestamps import align_words, join_segments, split_words
 
 
-# Separator between the language name and the transcript.
+# Separator between the names of languages and the transcript.
 LANGUAGE_END = "\n"
 
 # Longest pause in seconds inside a segment.
@@ -56,7 +58,7 @@ class LlmAsrTranscriptsMixin:
             token_ids (`torch.LongTensor` or `list[int]`): Generated tokens.
             skip_special_tokens (`bool`, *optional*, defaults to `True`): Whether to remove special tokens.
             return_language (`bool`, *optional*, defaults to `False`):
-                Whether to return the language that the model has named.
+                Whether to return the languages that the model has named.
             output_offsets (`bool` or `str`, *optional*, defaults to `False`):
                 `"word"` adds the times of words, `True` the times of segments between pauses. It needs a projector with
                 CIF.
@@ -69,15 +71,18 @@ class LlmAsrTranscriptsMixin:
 
         Returns:
             `str`: The transcript without the named language. With `return_language` or `output_offsets`, a dict of
-            `"text"`, `"language"` (an English name or `None`) and `"offsets"`, `[{"text": str, "timestamp": (start,
+            `"text"`, `"language"` (the English name of the first language, which most of the words have, or `None`),
+            `"languages"` (a list of all names) and `"offsets"`, `[{"text": str, "timestamp": (start,
             end)}, ...]` in seconds.
 
         Raises:
             `ValueError`: If `output_offsets` is set without `alphas` and `frame_period`.
         """
-        language, transcript_ids = self._split_language(token_ids)
+        languages, transcript_ids = self._split_languages(token_ids)
         text = self.tokenizer.decode(transcript_ids, skip_special_tokens=skip_special_tokens, **kwargs).strip()
-        decoded = {"text": text, "language": language} if return_language else {"text": text}
+        decoded: dict[str, Any] = {"text": text}
+        if return_language:
+            decoded |= {"language": languages[0] if languages else None, "languages": languages}
         if not output_offsets:
             return decoded if return_language else text
         if output_offsets not in (True, "word"):
@@ -145,18 +150,28 @@ class LlmAsrTranscriptsMixin:
         arrays = [np.asarray(row, dtype=np.float64) for row in rows]
         return align_text(self.tokenizer, text, arrays, list(starts), frame_period)
 
-    def _split_language(self, token_ids) -> tuple[str | None, list[int]]:
-        """Split generated tokens into the language that the model has named, or `None`, and the tokens of the transcript."""
+    def may_name_languages(self, text: str) -> bool:
+        """Whether a text may be the beginning of the names of languages, which precede a transcript."""
+        names = self.languages.values()
+        *complete, last = re.split(", ?", text)
+        if all(name in names for name in complete) and any(name.startswith(last) for name in names):
+            return True
+        return any(name.startswith(text) for name in names)
+
+    def _split_languages(self, token_ids) -> tuple[list[str], list[int]]:
+        """Split generated tokens into the languages that the model has named, and the tokens of the transcript."""
         ids = [int(token_id) for token_id in token_ids]
         for count in range(1, len(ids) + 1):
             text = self.tokenizer.decode(ids[:count], skip_special_tokens=True)
-            name, end, _ = text.partition(LANGUAGE_END)
+            named, end, _ = text.partition(LANGUAGE_END)
             if end:
-                return (name, ids[count:]) if name in self.languages.values() else (None, ids)
-            # A text that no language name starts with is part of the transcript.
-            if not any(language.startswith(text) for language in self.languages.values()):
+                # A processor's own languages may have names with commas.
+                names = [named] if named in self.languages.values() else named.split(LANGUAGE_SEPARATOR)
+                is_named = all(name in self.languages.values() for name in names)
+                return (names, ids[count:]) if is_named else ([], ids)
+            if not self.may_name_languages(text):
                 break
-        return None, ids
+        return [], ids
 
 
 __all__ = ["LANGUAGE_END", "LlmAsrTranscriptsMixin"]

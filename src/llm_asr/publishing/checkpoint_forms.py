@@ -23,8 +23,9 @@ from transformers.utils.hub import extract_commit_hash
 
 from ..atomic_writing import atomic_folder
 from ..modeling.adapter_weights import read_adapter_config, wrap_in_adapter
+from ..modeling.backbone_references import BACKBONE_DTYPES, BACKBONES
 from ..modeling.checkpoint_safety import check_checksums, check_config, find_file, find_weights, hash_files
-from ..modeling.configuration_llm_asr import BACKBONE_DTYPES, BACKBONES, LlmAsrConfig
+from ..modeling.configuration_llm_asr import LlmAsrConfig
 from ..modeling.modeling_llm_asr import LlmAsrForConditionalGeneration, LlmAsrModel
 from ..modeling.slim_checkpoint import (
     ADAPTER_FOLDER,

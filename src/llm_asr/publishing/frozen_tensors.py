@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from safetensors import safe_open
 
-from ..modeling.configuration_llm_asr import BACKBONES
+from ..modeling.backbone_references import BACKBONES
 from ..modeling.modeling_llm_asr import LlmAsrForConditionalGeneration
 from ..modeling.slim_checkpoint import compose_backbones, fit_rows
 

@@ -12,7 +12,7 @@ from huggingface_hub.repocard import metadata_load
 from transformers.utils import PROCESSOR_NAME
 
 from ..evaluation.expert_usage import plot_expert_usage
-from ..modeling.configuration_llm_asr import BACKBONES
+from ..modeling.backbone_references import BACKBONES
 from ..training.run_record import RUN_RECORD_NAME
 from .inspect import CARD_NAME, inspect_checkpoint, read_json
 from .pictures import can_draw, has_curves, plot_curves, read_history
@@ -84,6 +84,12 @@ Brackets contain 95 % intervals from bootstrap resamples of the recordings.{% fo
 
 {% endif %}{% else %}Not evaluated.
 
+{% endfor %}{% for report in translations %}{{ report.title }}
+
+| direction | recordings | BLEU | chrF |
+|---|---:|---:|---:|
+{% for row in report.rows %}| {{ row | join(" | ") }} |
+{% endfor %}
 {% endfor %}## Parts
 
 | part | origin | parameters in this repository | precision |
@@ -209,7 +215,8 @@ def write_model_card(
         raise ValueError(f"{card} exists already, perhaps edited by hand; move it away or pass `overwrite=True`.")
     checkpoint = inspect_checkpoint(folder)
     record = read_json(run / RUN_RECORD_NAME) or {}
-    reports = _read_reports(run, evaluations)
+    all_reports = _read_reports(run, evaluations)
+    reports = {stem: report for stem, report in all_reports.items() if "error_rates" in report}
     name = (repo_id or folder.resolve().name).rpartition("/")[2]
     codes = _find_languages(reports) if languages is None else list(languages)
     data: list[dict[str, Any]] = (
@@ -246,6 +253,9 @@ def write_model_card(
         reports=[
             {**_describe_report(stem, report), "picture": heat_maps.get(stem)} for stem, report in reports.items()
         ],
+        translations=[
+            _describe_translations(stem, report) for stem, report in all_reports.items() if "translations" in report
+        ],
         parts=_describe_parts(checkpoint, origins),
         projector=projector,
         data=", ".join(_name_dataset(one) for one in data) or "not recorded",
@@ -267,7 +277,7 @@ def write_model_card(
 
 def _read_reports(run: Path, evaluations: Sequence[str | os.PathLike] | None) -> dict[str, dict]:
     """
-    Reports of error rates, by the names of their files. A Markdown file beside a JSON file tells that it is a report of
+    Reports of error rates and of translations, by the names of their files. A Markdown file beside a JSON file tells that it is a report of
     `llm-asr evaluate`.
     """
     if evaluations is None:
@@ -275,7 +285,7 @@ def _read_reports(run: Path, evaluations: Sequence[str | os.PathLike] | None) ->
     reports = {}
     for path in map(Path, evaluations):
         report = read_json(path)
-        if report is None or "error_rates" not in report:
+        if report is None or not {"error_rates", "translations"} & report.keys():
             raise ValueError(f"{str(path)!r} is not a report of `llm-asr evaluate` on recordings with speech.")
         reports[path.stem] = report
     return reports
@@ -356,12 +366,24 @@ def _list_results(report: dict) -> list[EvalResult]:
     return results
 
 
-def _describe_report(stem: str, report: dict) -> dict:
+def _title(stem: str, report: dict) -> str:
     dataset = report.get("dataset")
     if dataset is None:
-        title = f"Report `{stem}`, whose dataset is not recorded"
-    else:
-        title = f"{_name_dataset(dataset)}, {dataset['split']}; the prompt {'names' if report['language_told'] else 'does not name'} the language"
+        return f"Report `{stem}`, whose dataset is not recorded"
+    told = "names" if report["language_told"] else "does not name"
+    return f"{_name_dataset(dataset)}, {dataset['split']}; the prompt {told} the language"
+
+
+def _describe_translations(stem: str, report: dict) -> dict:
+    rows = [
+        [direction, str(found["recordings"]), f"{found['bleu']:.1f}", f"{found['chrf']:.1f}"]
+        for direction, found in report["translations"].items()
+    ]
+    signatures = sorted({found["bleu_signature"] for found in report["translations"].values()})
+    return {"title": f"Translations of {_title(stem, report)}. sacreBLEU: {', '.join(signatures)}.", "rows": rows}
+
+
+def _describe_report(stem: str, report: dict) -> dict:
     rows = []
     for name, rates in report["error_rates"].items():
         cells = [
@@ -380,7 +402,7 @@ def _describe_report(stem: str, report: dict) -> dict:
     if "lengths" in report:
         facts.append(f"Error of CIF's token counts: {report['lengths']['all']['length_error']:.1f} %.")
     return {
-        "title": f"{title}. Text normaliser: {report['normalizer']}.",
+        "title": f"{_title(stem, report)}. Text normaliser: {report['normalizer']}.",
         "group": "language",
         "rows": rows,
         "facts": facts,

@@ -93,7 +93,7 @@ def request_texts(tokenizer: PreTrainedTokenizerBase) -> Iterable[str]:
     """The prompts of [`LlmAsrProcessor`] with each language and with none, and what a transcript begins with."""
     chat_template = tokenizer.chat_template or DEFAULT_CHAT_TEMPLATE
     for language in (None, *LANGUAGE_CODE_TO_NAME.values()):
-        for identify_language in (False, True):
+        for identify_language, target_language in ((False, None), (True, None), (False, language)):
             # The audio token is added when the model is composed.
             variables = {
                 "audio_token": "",
@@ -101,6 +101,7 @@ def request_texts(tokenizer: PreTrainedTokenizerBase) -> Iterable[str]:
                 "identify_language": identify_language,
                 "prompt": None,
                 "keywords": ["a", "b"],
+                "target_language": target_language,
             }
             yield render_request(
                 DEFAULT_TRANSCRIPTION_TEMPLATE, chat_template, tokenizer.special_tokens_map, **variables

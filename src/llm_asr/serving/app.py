@@ -34,7 +34,8 @@ logger = logging.getLogger(__name__)
 
 class Server:
     """
-    Answers `POST /v1/audio/transcriptions`, the WebSocket `/v1/realtime`, `GET /v1/models`, `/health` and `/metrics`.
+    Answers `POST /v1/audio/transcriptions` and `/v1/audio/translations`, the WebSocket `/v1/realtime`, `GET /v1/models`, `/health`
+    and `/metrics`.
 
     Args:
         transcriber ([`Transcriber`])
@@ -65,7 +66,8 @@ class Server:
         """The ASGI application."""
         return Starlette(
             routes=[
-                Route("/v1/audio/transcriptions", _Endpoint(self), methods=["POST"]),
+                Route("/v1/audio/transcriptions", _Endpoint(self, is_translation=False), methods=["POST"]),
+                Route("/v1/audio/translations", _Endpoint(self, is_translation=True), methods=["POST"]),
                 WebSocketRoute("/v1/realtime", self.realtime.answer),
                 Route("/v1/models", self.list_models, methods=["GET"]),
                 Route("/v1/models/{name:path}", self.show_model, methods=["GET"]),
@@ -141,9 +143,9 @@ class Server:
     async def show_metrics(self, request: Request) -> Response:
         return Response(self.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
-    async def transcribe(self, request: Request, send: Send) -> None:
+    async def transcribe(self, request: Request, send: Send, is_translation: bool) -> None:
         """
-        Transcribe the uploaded recording and send the response.
+        Transcribe or translate the uploaded recording and send the response.
 
         Raises:
             `ApiError`: If the request fails before the response has started.
@@ -153,12 +155,19 @@ class Server:
             upload = await read_upload(request, self.settings.max_upload_bytes, self.settings.upload_timeout_s)
             projector = self.transcriber.front_end.model.config.projector_config
             parameters = read_parameters(
-                upload.fields, self.model_names, self.transcriber.processor, projector.uses_cif
+                upload.fields, self.model_names, self.transcriber.processor, projector.uses_cif, is_translation
             )
             temperature = self.default_temperature if parameters.temperature is None else parameters.temperature
             is_verbose = parameters.response_format == "verbose_json"
             decoding = Decoding(temperature, output_confidence=is_verbose)
-            job = Job(upload.recording, parameters.language, parameters.prompt, decoding, parameters.keywords)
+            job = Job(
+                upload.recording,
+                parameters.language,
+                parameters.prompt,
+                decoding,
+                parameters.keywords,
+                parameters.target_language,
+            )
             answer = self._stream if parameters.stream else self._answer
             await _while_connected(answer(job, parameters, send), request.receive)
 
@@ -214,10 +223,11 @@ class Server:
 
 
 class _Endpoint:
-    """`POST /v1/audio/transcriptions` as an ASGI application, which can detect that the client disconnects."""
+    """`POST` of a recording as an ASGI application, which can detect that the client disconnects."""
 
-    def __init__(self, server: Server):
+    def __init__(self, server: Server, is_translation: bool):
         self.server = server
+        self.is_translation = is_translation
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         metrics, status = self.server.metrics, 499
@@ -231,7 +241,7 @@ class _Endpoint:
         request = Request(scope, receive)
         with metrics.request_seconds.time():
             try:
-                await self.server.transcribe(request, send_and_note)
+                await self.server.transcribe(request, send_and_note, self.is_translation)
             except ClientDisconnect:
                 pass
             except ApiError as error:

@@ -26,7 +26,8 @@ def make_response(
         parameters ([`TranscriptionParameters`]): Parameters of the request.
         temperature (`float`): Sampling temperature of the transcript.
     """
-    result = transcriber.join(transcript, parameters.language, return_timestamps=True)
+    task = "transcribe" if parameters.target_language is None else "translate"
+    result = transcriber.join(transcript, parameters.language, return_timestamps=True, task=task)
     if parameters.response_format in WRITERS:
         media_type = MEDIA_TYPES[parameters.response_format]
         return PlainTextResponse(WRITERS[parameters.response_format](result), media_type=media_type)
@@ -34,8 +35,9 @@ def make_response(
     if parameters.response_format == "json":
         return JSONResponse({"text": result["text"], "usage": usage})
     body = {
-        "task": "transcribe",
-        "language": (result["language"] or "unknown").lower(),
+        "task": task,
+        # For a translation, OpenAI's API names the language of the text.
+        "language": (parameters.target_language or result["language"] or "unknown").lower(),
         "duration": round(transcript.duration, 3),
         "text": result["text"],
     }

@@ -65,7 +65,12 @@ class FrontEndRunner:
             executor.shutdown(cancel_futures=True)
 
     async def encode(
-        self, segment: Segment, language: str | None, prompt: str | None, keywords: list[str] | None = None
+        self,
+        segment: Segment,
+        language: str | None,
+        prompt: str | None,
+        keywords: list[str] | None = None,
+        target_language: str | None = None,
     ) -> PromptEmbeds:
         """
         The prompt embeddings that the language model continues.
@@ -75,6 +80,7 @@ class FrontEndRunner:
             language (`str`, *optional*): Code or English name of the language. By default the model identifies it.
             prompt (`str`, *optional*): Context for the language model.
             keywords (`list[str]`, *optional*): Words that may be spoken.
+            target_language (`str`, *optional*): Language to translate into. `None` means transcription.
         """
         loop = asyncio.get_running_loop()
         inputs = await loop.run_in_executor(
@@ -83,8 +89,10 @@ class FrontEndRunner:
                 segment.waveform,
                 language=language,
                 prompt=prompt,
-                identify_language=language is None,
+                identify_language=language is None and target_language is None,
                 keywords=keywords,
+                task="transcribe" if target_language is None else "translate",
+                target_language=target_language,
             ),
         )
         return await self.batcher.submit(inputs, segment.end - segment.start)

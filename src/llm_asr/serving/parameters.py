@@ -24,6 +24,7 @@ class TranscriptionParameters:
         language (`str`, *optional*): English name of the language.
         prompt (`str`, *optional*): Context for the language model.
         keywords (`list[str]`, *optional*): Words that may be spoken.
+        target_language (`str`, *optional*): English name of the language to translate into. `None` means transcription.
         temperature (`float`, *optional*): Sampling temperature. `None` means the server's default.
         response_format (`str`): One of `RESPONSE_FORMATS`.
         granularities (`tuple[str, ...]`): Units that get times in `verbose_json`, each one of `GRANULARITIES`.
@@ -33,6 +34,7 @@ class TranscriptionParameters:
     language: str | None
     prompt: str | None
     keywords: list[str] | None
+    target_language: str | None
     temperature: float | None
     response_format: str
     granularities: tuple[str, ...]
@@ -44,7 +46,11 @@ class TranscriptionParameters:
 
 
 def read_parameters(
-    fields: list[tuple[str, str]], model_names: tuple[str, ...], processor: LlmAsrProcessor, has_word_times: bool
+    fields: list[tuple[str, str]],
+    model_names: tuple[str, ...],
+    processor: LlmAsrProcessor,
+    has_word_times: bool,
+    is_translation: bool = False,
 ) -> TranscriptionParameters:
     """
     Read the form fields of a request.
@@ -54,16 +60,18 @@ def read_parameters(
         model_names (`tuple[str, ...]`): Names of the model.
         processor ([`LlmAsrProcessor`]): The model's processor.
         has_word_times (`bool`): Whether the model's projector gives the times of words.
+        is_translation (`bool`, *optional*, defaults to `False`): Whether the recording is to be translated.
 
     Raises:
         `ApiError`: If a field is unknown or its value is invalid.
     """
+    known = (*FIELDS, "target_language") if is_translation else FIELDS
     values: dict[str, list[str]] = defaultdict(list)
     for name, value in fields:
         values[name.removesuffix("[]")].append(value)
     for name, given in values.items():
-        if name not in FIELDS:
-            raise ApiError(400, f"`{name}` is not supported; supported are {', '.join(FIELDS)}.", name)
+        if name not in known:
+            raise ApiError(400, f"`{name}` is not supported; supported are {', '.join(known)}.", name)
         if len(given) > 1 and name not in REPEATABLE:
             raise ApiError(400, f"`{name}` is given {len(given)} times.", name)
     single = {name: given[0] for name, given in values.items() if given[0] != ""}
@@ -91,9 +99,12 @@ def read_parameters(
         language=_language(single, processor),
         prompt=_prompt(single, processor),
         keywords=_keywords(values["keywords"], processor),
+        target_language=_target_language(single, processor) if is_translation else None,
         temperature=_temperature(single),
         response_format=response_format,
-        granularities=_granularities(values["timestamp_granularities"], response_format, has_word_times),
+        granularities=_granularities(
+            values["timestamp_granularities"], response_format, has_word_times, is_translation
+        ),
         stream=stream == "true",
     )
 
@@ -107,6 +118,18 @@ def _language(single: dict[str, str], processor: LlmAsrProcessor) -> str | None:
         return processor.language_name(single.get("language"))
     except ValueError as error:
         raise ApiError(400, str(error), "language", "unsupported_language") from error
+
+
+def _target_language(single: dict[str, str], processor: LlmAsrProcessor) -> str:
+    # As in OpenAI's API, the default is English.
+    target = single.get("target_language", "English")
+    try:
+        processor.apply_transcription_request("", task="translate", target_language=target, tokenize=False)
+        name = processor.language_name(target)
+    except ValueError as error:
+        raise ApiError(400, str(error), "target_language") from error
+    assert name is not None
+    return name
 
 
 def _prompt(single: dict[str, str], processor: LlmAsrProcessor) -> str | None:
@@ -142,13 +165,21 @@ def _temperature(single: dict[str, str]) -> float | None:
     return temperature
 
 
-def _granularities(given: list[str], response_format: str, has_word_times: bool) -> tuple[str, ...]:
+def _granularities(
+    given: list[str], response_format: str, has_word_times: bool, is_translation: bool
+) -> tuple[str, ...]:
     for granularity in given:
         if granularity not in GRANULARITIES:
             raise _not_one_of("timestamp_granularities", granularity, GRANULARITIES)
     if given and response_format != "verbose_json":
         raise ApiError(
             400, "`timestamp_granularities` needs `response_format` 'verbose_json'.", "timestamp_granularities"
+        )
+    if "word" in given and is_translation:
+        raise ApiError(
+            400,
+            "The words of a translation are not spoken, so they have no times; request 'segment'.",
+            "timestamp_granularities",
         )
     if "word" in given and not has_word_times:
         raise ApiError(

@@ -27,9 +27,7 @@ class TextStream:
         decoded = self.processor.decode(self._ids, return_language=True)
         text = decoded["text"]
         # The model may be writing the name of the language, which is not part of the transcript.
-        is_naming = decoded["language"] is None and any(
-            name.startswith(text) for name in self.processor.languages.values()
-        )
+        is_naming = decoded["language"] is None and self.processor.may_name_languages(text)
         # The tokenizer decodes an incomplete character as a replacement character.
         return "" if is_naming else self._advance(text.rstrip("\N{REPLACEMENT CHARACTER}"))
 

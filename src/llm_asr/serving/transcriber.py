@@ -37,6 +37,7 @@ class Request:
         prompt (`str`, *optional*): Context for the language model.
         decoding ([`Decoding`]): Decoding settings for the engine.
         keywords (`list[str]`, *optional*): Words that may be spoken.
+        target_language (`str`, *optional*): English name of the language to translate into. `None` means transcription.
     """
 
     recording: bytes
@@ -44,6 +45,7 @@ class Request:
     prompt: str | None
     decoding: Decoding
     keywords: list[str] | None = None
+    target_language: str | None = None
 
 
 @dataclass
@@ -172,7 +174,9 @@ class Transcriber:
         await runs.put(None)
 
     async def _work(self, run: Run, request: Request) -> None:
-        prompt = await self.front_end.encode(run.segment, request.language, request.prompt, request.keywords)
+        prompt = await self.front_end.encode(
+            run.segment, request.language, request.prompt, request.keywords, request.target_language
+        )
         if prompt.max_new_tokens is None:
             prompt = replace(prompt, max_new_tokens=DEFAULT_MAX_NEW_TOKENS)
         run.num_prompt_tokens = len(prompt.inputs_embeds)
@@ -215,7 +219,9 @@ class Transcriber:
             piece["no_speech_probs"] = [no_speech_prob]
         return piece
 
-    def join(self, transcript: Transcript, language: str | None, return_timestamps: bool | str) -> dict:
+    def join(
+        self, transcript: Transcript, language: str | None, return_timestamps: bool | str, task: str = "transcribe"
+    ) -> dict:
         """`{"text", "language", "chunks"}`, as [`LlmAsrPipeline`] returns them."""
         return join_pieces(
             transcript.pieces,
@@ -223,6 +229,7 @@ class Transcriber:
             frame_period=self.front_end.model.config.projector_frame_period,
             return_timestamps=return_timestamps,
             language=language,
+            task=task,
         )
 
 

@@ -24,6 +24,27 @@ class ModelArguments:
     encoder_padding: str = field(
         default="longest", metadata={"help": "Pad recordings to the longest of the batch (longest), or to max_length."}
     )
+    encoder_attention: str | None = field(
+        default=None,
+        metadata={
+            "help": "Attention of the speech encoder: full, or chunked for live transcription. By default that of the checkpoint, "
+            "or full."
+        },
+    )
+    encoder_chunk_s: float | None = field(default=None, metadata={"help": "Seconds of a chunk of attention."})
+    encoder_left_context_s: float | None = field(
+        default=None, metadata={"help": "Seconds before a chunk that its frames attend to."}
+    )
+    encoder_lookahead_s: float | None = field(
+        default=None, metadata={"help": "Seconds after a chunk that its frames attend to."}
+    )
+    encoder_training_chunks_s: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Seconds of chunks of which each training batch draws one, such as 0.5 1.0 2.0. Full attention is one more of "
+            "the draws."
+        },
+    )
     freeze_audio: bool = field(default=True, metadata={"help": "Do not train the speech encoder."})
     compile_audio: bool = field(
         default=False, metadata={"help": "Compile the layers of the frozen speech encoder, for use on GPUs."}
@@ -50,6 +71,13 @@ class ModelArguments:
     def __post_init__(self):
         if (self.model is None) == (self.audio_model is None or self.text_model is None):
             raise ValueError("Pass either `model`, or both `audio_model` and `text_model`.")
+        if self.encoder_attention is None and any(
+            value is not None for name, value in self.attention_options().items() if name != "encoder_attention"
+        ):
+            raise ValueError(
+                "`encoder_chunk_s`, `encoder_left_context_s`, `encoder_lookahead_s` and `encoder_training_chunks_s` are options of "
+                "`encoder_attention: chunked`; set that too."
+            )
         if self.compile_audio and not self.freeze_audio:
             raise ValueError("`compile_audio` is for a frozen speech encoder; set `freeze_audio: true`.")
         if self.lora_rank < 0:
@@ -63,6 +91,16 @@ class ModelArguments:
                 raise ValueError(f"`{option}` is for LoRA; set `lora_rank`.")
         if self.load_in_4bit and self.load_in_8bit:
             raise ValueError("Pass either `load_in_4bit` or `load_in_8bit`.")
+
+    def attention_options(self) -> dict:
+        """Arguments of [`LlmAsrConfig.set_encoder_attention`]."""
+        return {
+            "encoder_attention": self.encoder_attention,
+            "encoder_chunk_s": self.encoder_chunk_s,
+            "encoder_left_context_s": self.encoder_left_context_s,
+            "encoder_lookahead_s": self.encoder_lookahead_s,
+            "encoder_training_chunks_s": self.encoder_training_chunks_s,
+        }
 
 
 @dataclass
@@ -104,6 +142,10 @@ class DataArguments:
     language_column: str = field(default="language", metadata={"help": "Column with language codes or names."})
     language_dropout: float = field(
         default=0.5, metadata={"help": "Share of training prompts that do not name the language."}
+    )
+    translation_share: float = field(
+        default=0.0,
+        metadata={"help": "Share of the rows with a translation that are translated instead of transcribed."},
     )
     max_keywords: int = field(
         default=0,

@@ -33,6 +33,11 @@ class LlmAsrDataCollator:
         language_dropout (`float`, *optional*, defaults to 0.0):
             Share of rows whose prompts do not name the language, so that the model learns all forms of prompts. Half of these
             prompts ask the model to identify the language. The rows are chosen at random, but always the same.
+        translation_share (`float`, *optional*, defaults to 0.0):
+            Share of the rows with a translation whose answer is the translation, so that the model learns both tasks. The others
+            are transcribed. Rows without a transcript are always translated. The rows are chosen at random, but always the same.
+        translation_column, target_language_column (`str`, *optional*, defaults to `"translation"` and `"target_language"`):
+            Columns with translations and their languages.
         hidden_states_column (`str`, *optional*):
             Column with files of [`cache_audio_hidden_states`], which replace the recordings.
         augmentation ([`Augmentation`], *optional*):
@@ -50,14 +55,18 @@ class LlmAsrDataCollator:
     text_column: str = "text"
     language_column: str = "language"
     language_dropout: float = 0.0
+    translation_share: float = 0.0
+    translation_column: str = "translation"
+    target_language_column: str = "target_language"
     hidden_states_column: str | None = None
     augmentation: Augmentation | None = None
     keyword_sampling: KeywordSampling | None = None
     row_ids: bool = False
 
     def __post_init__(self):
-        if not 0 <= self.language_dropout <= 1:
-            raise ValueError(f"`language_dropout` must be a share in [0, 1], got {self.language_dropout}.")
+        for name in ("language_dropout", "translation_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must be a share in [0, 1], got {getattr(self, name)}.")
         if self.augmentation is not None and self.hidden_states_column is not None:
             raise ValueError(
                 "`augmentation` changes recordings, but the recordings of `hidden_states_column` are encoded already; use one "
@@ -83,14 +92,30 @@ class LlmAsrDataCollator:
         return batch
 
     def _make_batch(self, rows: list[dict]) -> BatchFeature:
-        transcripts = [self._transcript(row) for row in rows]
+        translations = [self._translation(row) for row in rows]
+        transcripts = [
+            self._transcript(row, is_optional=translation is not None)
+            for row, translation in zip(rows, translations, strict=True)
+        ]
         languages, identifies = zip(*(self._language(row) for row in rows), strict=True)
+        answers: dict[str, Any] = {"transcription": transcripts}
+        if any(translation is not None for translation in translations):
+            # A translation does not name the spoken language.
+            told = zip(identifies, translations, strict=True)
+            identifies = tuple(identify and translation is None for identify, translation in told)
+            answers["translation"] = translations
         requests: dict[str, Any] = {"language": languages, "identify_language": identifies}
+        if "translation" in answers:
+            pairs = list(zip(rows, translations, strict=True))
+            requests["task"] = ["transcribe" if translation is None else "translate" for _, translation in pairs]
+            requests["target_language"] = [
+                None if translation is None else row.get(self.target_language_column) for row, translation in pairs
+            ]
         if self.keyword_sampling is not None:
             requests["keywords"] = [self._keywords(row, self.keyword_sampling) for row in rows]
         if self.hidden_states_column is None:
             recordings = [self._recording(row) for row in rows]
-            batch = self.processor.apply_transcription_request(recordings, transcription=transcripts, **requests)
+            batch = self.processor.apply_transcription_request(recordings, **answers, **requests)
             if self.augmentation is not None:
                 self.augmentation.mask(batch, [self._key(row) for row in rows])
             return batch
@@ -98,7 +123,7 @@ class LlmAsrDataCollator:
             [row[self.audio_column] for row in rows], tokenize=False, **requests
         )
         named = [language if identify else None for language, identify in zip(languages, identifies, strict=True)]
-        batch = self.processor.tokenize_requests(prompts, transcripts, named)
+        batch = self.processor.tokenize_requests(prompts, named_languages=named, **answers)
         hidden_states = [load_file(row[self.hidden_states_column])["hidden_states"].float() for row in rows]
         lengths = torch.tensor([len(states) for states in hidden_states])
         batch["audio_hidden_states"] = pad_sequence(hidden_states, batch_first=True)
@@ -118,24 +143,47 @@ class LlmAsrDataCollator:
         return self.augmentation.perturb(recording, self._key(row), *bounds)
 
     def _keywords(self, row: dict, sampling: KeywordSampling) -> list[str]:
-        keywords = sampling.draw(row[self.text_column], row.get(self.language_column), self._key(row))
+        keywords = sampling.draw(row.get(self.text_column) or "", row.get(self.language_column), self._key(row))
         # A transcript may contain the name of a special token, which is refused in prompts.
         return [keyword for keyword in keywords if self.processor.find_special_token(keyword) is None]
 
     def _key(self, row: dict) -> str:
         """The key of a row's random draws. It depends only on the row, so that a resumed run repeats the draws."""
-        return f"{row.get('row')} {row[self.text_column]}"
+        return f"{row.get('row')} {row.get(self.text_column)}"
 
-    def _transcript(self, row: dict) -> str:
+    def _transcript(self, row: dict, is_optional: bool) -> str | None:
         transcript = row.get(self.text_column)
-        if not isinstance(transcript, str):
-            raise ValueError(f"{_name(row)}: column {self.text_column!r} must hold a transcript, got {transcript!r}.")
-        if self.processor.audio_token in transcript:
-            raise ValueError(
-                f"{_name(row)}: column {self.text_column!r} must not contain the audio token "
-                f"{self.processor.audio_token!r}; remove it."
-            )
+        if is_optional and not transcript:
+            return None
+        self._check_text(row, self.text_column, "a transcript")
         return transcript
+
+    def _translation(self, row: dict) -> str | None:
+        """The translation of a row, or `None` if the row is to be transcribed."""
+        if not row.get(self.translation_column):
+            return None
+        draw = zlib.crc32(f"translation {self._key(row)}".encode()) / 2**32
+        has_transcript = bool(row.get(self.text_column))
+        if not self.translation_share or (has_transcript and draw >= self.translation_share):
+            return None
+        self._check_text(row, self.translation_column, "a translation")
+        try:
+            target = self.processor.language_name(row.get(self.target_language_column))
+        except (TypeError, ValueError) as error:
+            raise _named(row, error) from error
+        if target is None:
+            raise ValueError(
+                f"{_name(row)}: column {self.target_language_column!r} must name the language of the translation."
+            )
+        return row[self.translation_column]
+
+    def _check_text(self, row: dict, column: str, what: str) -> None:
+        if not isinstance(row.get(column), str):
+            raise ValueError(f"{_name(row)}: column {column!r} must hold {what}, got {row.get(column)!r}.")
+        if self.processor.audio_token in row[column]:
+            raise ValueError(
+                f"{_name(row)}: column {column!r} must not contain the audio token {self.processor.audio_token!r}; remove it."
+            )
 
     def _language(self, row: dict) -> tuple[str | None, bool]:
         """

@@ -32,6 +32,8 @@ FEATURES = Features(
         "audio": ENCODED_AUDIO,
         "text": Value("string"),
         "language": Value("string"),
+        "translation": Value("string"),
+        "target_language": Value("string"),
         "dataset": Value("string"),
         "row": Value("string"),
         "duration": Value("float64"),
@@ -79,6 +81,12 @@ class DatasetSpec:
             Language of all rows.
         language_column (`str`, *optional*):
             Column with the language of each row, instead of `language`.
+        translation_column (`str`, *optional*):
+            Column with translations. `text_column` may then be empty in some rows.
+        target_language (`str`, *optional*):
+            Language of all translations.
+        target_language_column (`str`, *optional*):
+            Column with the language of each translation, instead of `target_language`.
         duration_column (`str`, *optional*):
             Column with durations in seconds. Defaults to the column `duration`, or to the header of the audio without such a
             column.
@@ -98,6 +106,9 @@ class DatasetSpec:
     text_column: str = "text"
     language: str | None = None
     language_column: str | None = None
+    translation_column: str | None = None
+    target_language: str | None = None
+    target_language_column: str | None = None
     duration_column: str | None = None
     text_normalizer: str | None = None
     streaming: bool = False
@@ -118,6 +129,12 @@ class DatasetSpec:
                 raise ValueError(f"`{item.name}` of dataset {self.dataset!r} must be {kind}, got {value!r}.")
         if self.language is not None and self.language_column is not None:
             raise ValueError(f"Dataset {self.source!r} has both `language` and `language_column`; remove one.")
+        targets = [name for name in ("target_language", "target_language_column") if getattr(self, name) is not None]
+        if len(targets) != (self.translation_column is not None):
+            raise ValueError(
+                f"Dataset {self.source!r} needs `target_language` or `target_language_column` with `translation_column`, and "
+                f"none without it; got {targets}."
+            )
         if self.text_normalizer is not None and self.text_normalizer not in TEXT_NORMALIZERS:
             raise ValueError(
                 f"`text_normalizer` of dataset {self.source!r} must be one of {sorted(TEXT_NORMALIZERS)}, got "
@@ -355,7 +372,10 @@ def load_mixture(
 
 def _open(spec: DatasetSpec) -> tuple[Dataset | IterableDataset, dict]:
     """Open a dataset without changing its rows, and return further arguments for `_describe`."""
-    wanted = (spec.audio_column, spec.text_column, spec.language_column, spec.duration_column)
+    wanted = (
+        *(spec.audio_column, spec.text_column, spec.language_column, spec.duration_column),
+        *(spec.translation_column, spec.target_language_column),
+    )
     columns = tuple(column for column in wanted if column is not None)
     rows = open_dataset(spec.dataset, spec.name, spec.split, columns, spec.streaming)
     feature = (rows.features or {}).get(spec.language_column)
@@ -434,9 +454,12 @@ def _describe(row: dict, index: int | str, spec: DatasetSpec, language_names: li
     if language_names is not None and language is not None:
         # `datasets` stores -1 for an unknown label.
         language = language_names[language] if language >= 0 else None
+    target_language = spec.target_language if spec.target_language_column is None else row[spec.target_language_column]
     return {
         "text": text,
         "language": language,
+        "translation": None if spec.translation_column is None else row[spec.translation_column],
+        "target_language": target_language,
         "dataset": spec.source,
         "row": f"{spec.source}#{index}",
         "duration": row.get(spec.duration_column or "duration"),

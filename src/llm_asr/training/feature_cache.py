@@ -54,8 +54,14 @@ def cache_audio_hidden_states(
 
     Raises:
         `ValueError`: If a recording cannot be used, or the files in use do not fit into `max_gigabytes`. The error names the
-            row of an unusable recording. Files that were written before the error remain.
+            row of an unusable recording. Files that were written before the error remain. Also if the model draws chunks in
+            training, because each recording is encoded only once.
     """
+    if model.config.encoder_training_chunks_s is not None:
+        raise ValueError(
+            "`encoder_training_chunks_s` encodes recordings differently in each batch, but a feature cache encodes them only once; "
+            "use one or the other."
+        )
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     names = dataset["row"][:] if "row" in dataset.column_names else range(len(dataset))
@@ -188,6 +194,10 @@ def _encoder_fingerprint(model: LlmAsrForConditionalGeneration, processor: LlmAs
     digest = hashlib.sha256(processor.feature_extractor.to_json_string().encode())
     if model.config.encoder_padding != "longest":
         digest.update(model.config.encoder_padding.encode())
+    if model.config.encoder_attention != "full":
+        digest.update(repr(model.config.attention_chunks).encode())
+    if processor.log_mel_maximum != "recording":
+        digest.update(processor.log_mel_maximum.encode())
     for name, tensor in model.model.audio_tower.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -123,13 +123,15 @@ class RowFilters:
         Find the reason for rejecting a row.
 
         Args:
-            row (`dict`): A row with `text`, `audio` and `duration` in seconds. Without a duration, the header of the audio is
-                read.
+            row (`dict`): A row with `text`, `audio`, `duration` in seconds and possibly `translation`. Without a duration, the
+                header of the audio is read.
 
         Returns:
             `str`: One of `REASONS`, or `None` for a row to keep.
         """
         text = (row["text"] or "").strip()
+        # A translation says something about the speaking rate too.
+        text = text or (row.get("translation") or "").strip()
         if not text:
             return "empty text"
         if not self.needs_duration:

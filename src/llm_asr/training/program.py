@@ -79,6 +79,10 @@ def load_model(
     if args.model is not None:
         processor = LlmAsrProcessor.from_pretrained(args.model)
         model = LlmAsrForConditionalGeneration.from_pretrained(args.model, quantization_config=quantization_config)
+        if args.encoder_attention is not None:
+            model.config.set_encoder_attention(**args.attention_options())
+            if args.encoder_attention == "chunked":
+                processor.log_mel_maximum = "running"
         processor.check_model(model.config)
         if args.freeze_audio:
             model.freeze_audio_tower()
@@ -91,7 +95,12 @@ def load_model(
     assert args.audio_model is not None
     assert args.text_model is not None
     assert isinstance(args.projector, dict)
-    processor = LlmAsrProcessor.from_audio_text_pretrained(args.audio_model, args.text_model)
+    attention = {} if args.encoder_attention is None else args.attention_options()
+    processor = LlmAsrProcessor.from_audio_text_pretrained(
+        args.audio_model,
+        args.text_model,
+        log_mel_maximum="running" if args.encoder_attention == "chunked" else "recording",
+    )
     model = LlmAsrForConditionalGeneration.from_audio_text_pretrained(
         args.audio_model,
         args.text_model,
@@ -99,6 +108,7 @@ def load_model(
         freeze_audio=args.freeze_audio,
         freeze_text=args.freeze_text,
         encoder_padding=args.encoder_padding,
+        **attention,
         processor=processor,
         audio_kwargs={"dtype": "auto"} if args.train_in_saved_dtype else None,
         text_kwargs={"quantization_config": quantization_config}
@@ -228,6 +238,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: L
         text_column=data_args.text_column,
         language_column=data_args.language_column,
         language_dropout=data_args.language_dropout,
+        translation_share=data_args.translation_share,
         hidden_states_column=None if data_args.feature_cache is None else "audio_hidden_states",
         row_ids=True,
     )

@@ -102,8 +102,9 @@ class WatchingCallback(TrainerCallback):
         _, attention_mask, target_lengths = arguments
         sums = torch.zeros(3, device=attention_mask.device)
         if output.quantities is not None and target_lengths is not None:
-            sums[0] = (output.quantities.detach() - target_lengths).abs().sum()
-            sums[1] = target_lengths.sum()
+            # The true number is unknown where it is negative.
+            sums[0] = (output.quantities.detach() - target_lengths).abs().masked_fill(target_lengths < 0, 0.0).sum()
+            sums[1] = target_lengths.clamp(min=0).sum()
         sums[2] = attention_mask.sum()
         self.sums = sums if self.sums is None else self.sums + sums
 
