@@ -227,6 +227,28 @@ def test_merged_parameters_equal_their_definition(num_experts_per_tok, norm_topk
     torch.testing.assert_close(actual, wanted, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("merge", ["output", "parameters"])
+def test_biases_of_experts_equal_their_definition(merge):
+    moe = make_experts(routing_level="utterance", merge=merge, expert_bias=True)
+    experts = moe.experts
+    frames = torch.randn(sum(LENGTHS), 8, dtype=torch.float64)
+    outputs, logits = route(moe, frames, LENGTHS)
+    expected = []
+    for frame, probabilities in zip(frames, logits.softmax(-1), strict=True):
+        weights, chosen = probabilities.topk(2)
+        weights = weights / weights.sum()
+        layers = (experts.up_proj, experts.up_proj_bias, experts.down_proj, experts.down_proj_bias)
+        up, up_bias, down, down_bias = (tensor[chosen] for tensor in layers)
+        if merge == "parameters":
+            up, up_bias, down, down_bias = (
+                torch.einsum("k,k...->...", weights, tensor)[None] for tensor in (up, up_bias, down, down_bias)
+            )
+            weights = torch.ones(1, dtype=torch.float64)
+        hidden = ACT2FN["gelu"](torch.einsum("khi,i->kh", up, frame) + up_bias)
+        expected.append(weights @ (torch.einsum("koh,kh->ko", down, hidden) + down_bias))
+    torch.testing.assert_close(outputs, torch.stack(expected), rtol=1e-10, atol=1e-10)
+
+
 def test_mean_of_recordings():
     frames = torch.randn(sum(LENGTHS), 3)
     means = mean_of_recordings(frames.bfloat16(), torch.tensor(LENGTHS))

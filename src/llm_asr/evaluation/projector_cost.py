@@ -61,7 +61,8 @@ def projector_cost(config: LlmAsrConfig, tokens_per_second: float | None = None)
         return ProjectorCost(total, total, flops + 2 * matrices * tokens_per_second)
 
     moe = projector.moe
-    one_expert = (moe.experts.up_proj.numel() + moe.experts.down_proj.numel()) // projector_config.num_experts
+    one_expert = sum(parameter.numel() for parameter in moe.experts.parameters()) // projector_config.num_experts
+    one_product = (moe.experts.up_proj.numel() + moe.experts.down_proj.numel()) // projector_config.num_experts
     router = sum(parameter.numel() for parameter in moe.router.parameters())
     shared = (
         0 if moe.shared_experts is None else sum(parameter.numel() for parameter in moe.shared_experts.parameters())
@@ -69,9 +70,9 @@ def projector_cost(config: LlmAsrConfig, tokens_per_second: float | None = None)
     if projector_config.merge == "parameters":
         # One merged expert processes the frames. The cost of merging is left out: it arises once per recording, and
         # recordings have no fixed length.
-        return ProjectorCost(total, total, flops + 2 * (one_expert + shared) * tokens_per_second)
+        return ProjectorCost(total, total, flops + 2 * (one_product + shared) * tokens_per_second)
     idle = projector_config.num_experts - projector_config.num_experts_per_tok
-    routed = projector_config.num_experts_per_tok * one_expert
+    routed = projector_config.num_experts_per_tok * one_product
     if projector_config.routing_level == "frame":
         routed += router
     return ProjectorCost(total, total - idle * one_expert, flops + 2 * (routed + shared) * tokens_per_second)

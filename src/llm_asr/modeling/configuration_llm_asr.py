@@ -100,6 +100,8 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
             (arXiv 2508.18998).
         expert_hidden_size (`int`, *optional*, defaults to 1024):
             Width of the hidden layer of one expert.
+        expert_bias (`bool`, *optional*, defaults to `False`):
+            Whether the two layers of a routed expert have biases, as the two linear layers of `"conv"` and `"cif"` have.
         num_shared_experts (`int`, *optional*, defaults to 0):
             Experts that every frame passes through besides the routed ones (DeepSeekMoE, arXiv 2401.06066).
         router_type (`str`, *optional*, defaults to `"linear"`):
@@ -168,6 +170,7 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
     num_experts: int = 8
     num_experts_per_tok: int = 2
     expert_hidden_size: int = 1024
+    expert_bias: bool = False
     num_shared_experts: int = 0
     router_type: str = "linear"
     router_hidden_size: int = 256

@@ -29,6 +29,9 @@ def init_projector_module(module: nn.Module, initializer_range: float | None) ->
     if isinstance(module, Experts):
         for weight in (module.up_proj, module.down_proj):
             draw(weight, fan_in=weight.shape[-1])
+        for bias in (module.up_proj_bias, module.down_proj_bias):
+            if bias is not None:
+                init.zeros_(bias)
     elif isinstance(module, TopKRouter):
         draw(module.weight)
         if module.up_proj is not None:

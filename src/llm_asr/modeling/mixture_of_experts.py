@@ -150,13 +150,21 @@ class TopKRouter(nn.Module):
 
 
 class Experts(nn.Module):
-    """Two-layer experts `E_e(x) = down_proj[e] act(up_proj[e] x)` as stacked parameters, without a loop over them."""
+    """
+    Two-layer experts `E_e(x) = down_proj[e] act(up_proj[e] x)` as stacked parameters, without a loop over them.
 
-    def __init__(self, in_size: int, hidden_size: int, out_size: int, num_experts: int, hidden_act: str):
+    With `bias`, both layers have one: `E_e(x) = down_proj[e] act(up_proj[e] x + up_proj_bias[e]) + down_proj_bias[e]`.
+    """
+
+    def __init__(
+        self, in_size: int, hidden_size: int, out_size: int, num_experts: int, hidden_act: str, bias: bool = False
+    ):
         super().__init__()
         self.num_experts = num_experts
         self.up_proj = nn.Parameter(torch.empty(num_experts, hidden_size, in_size))
         self.down_proj = nn.Parameter(torch.empty(num_experts, out_size, hidden_size))
+        self.up_proj_bias = nn.Parameter(torch.empty(num_experts, hidden_size)) if bias else None
+        self.down_proj_bias = nn.Parameter(torch.empty(num_experts, out_size)) if bias else None
         self.act_fn = ACT2FN[hidden_act]
 
     def forward(self, hidden_states: torch.Tensor, routing: Routing) -> torch.Tensor:
@@ -178,8 +186,10 @@ class Experts(nn.Module):
 
         hidden_states = _to_compute_dtype(hidden_states)
         sorted_states = hidden_states.index_select(0, order // num_experts_per_tok)
-        hidden = self.act_fn(grouped_matmul(sorted_states, self.up_proj, group_sizes))
+        hidden = grouped_matmul(sorted_states, self.up_proj, group_sizes)
+        hidden = self.act_fn(_add_bias(hidden, self.up_proj_bias, group_sizes))
         outputs = grouped_matmul(hidden, self.down_proj, group_sizes)
+        outputs = _add_bias(outputs, self.down_proj_bias, group_sizes)
         # Restore the order, then sum. On a GPU, an in-place addition has no fixed order of summation.
         outputs = outputs.index_select(0, order.argsort()).unflatten(0, (num_frames, num_experts_per_tok))
         return torch.einsum("nk,nko->no", routing.weights.to(outputs.dtype), outputs)
@@ -187,7 +197,7 @@ class Experts(nn.Module):
     def forward_merged(self, hidden_states: torch.Tensor, lengths: torch.Tensor, routing: Routing) -> torch.Tensor:
         """
         `y_n = W2_r act(W1_r x_n)` for frame `n` of recording `r`, with `Wi_r = sum_k weights[r, k] Wi_e`, `e =
-        selected_experts[r, k]` (SMEAR, arXiv 2306.03745, section 3; SMEAR-MoE, arXiv 2601.19451).
+        selected_experts[r, k]` (SMEAR, arXiv 2306.03745, section 3; SMEAR-MoE, arXiv 2601.19451). Biases are averaged likewise.
 
         Args:
             hidden_states (`torch.Tensor` of shape `(num_frames, in_size)`): Packed real frames.
@@ -205,8 +215,12 @@ class Experts(nn.Module):
             torch.einsum("re,eoi->roi", weights, projection.to(hidden_states.dtype))
             for projection in (self.up_proj, self.down_proj)
         )
-        hidden = self.act_fn(grouped_matmul(hidden_states, up_proj, lengths))
-        return grouped_matmul(hidden, down_proj, lengths)
+        up_bias, down_bias = (
+            None if bias is None else weights @ bias.to(weights.dtype)
+            for bias in (self.up_proj_bias, self.down_proj_bias)
+        )
+        hidden = self.act_fn(_add_bias(grouped_matmul(hidden_states, up_proj, lengths), up_bias, lengths))
+        return _add_bias(grouped_matmul(hidden, down_proj, lengths), down_bias, lengths)
 
 
 class MixtureOfExperts(nn.Module):
@@ -281,6 +295,13 @@ def mean_of_recordings(hidden_states: torch.Tensor, lengths: torch.Tensor) -> to
     hidden_states = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
     sums = hidden_states.new_zeros(len(lengths), size).index_add(0, recording, hidden_states)
     return sums / lengths.clamp(min=1)[:, None]
+
+
+def _add_bias(rows: torch.Tensor, bias: torch.Tensor | None, group_sizes: torch.Tensor) -> torch.Tensor:
+    """Add `bias[g]` to the rows of group `g`."""
+    if bias is None:
+        return rows
+    return rows + bias.to(rows.dtype).repeat_interleave(group_sizes, dim=0, output_size=len(rows))
 
 
 def _to_compute_dtype(hidden_states: torch.Tensor) -> torch.Tensor:
