@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tiny_models import compose
 
+from llm_asr.live import stream as stream_module
 from llm_asr.live.stream import LlmAsrStream, finish_together, push_together
 
 
@@ -92,6 +93,28 @@ def test_each_frame_is_encoded_once(tiny, speech):
     # With the copies of the look-ahead of two frames in twenty.
     assert counts["cached"] <= 1.1 * heard + 2
     assert counts["reencode"] > 2 * counts["cached"]
+
+
+def test_nothing_is_transcribed_before_the_first_embedding(tiny, speech, monkeypatch):
+    """The model would invent a text. With this latency, the first pass is due before the first chunk is complete."""
+    model, processor = tiny
+    num_embeds, num_due = [], []
+    generate, encode = model.generate, stream_module.encode_segments
+
+    def counting_generate(**kwargs):
+        num_embeds.extend(kwargs["audio_outputs"].audio_lengths.tolist())
+        return generate(**kwargs)
+
+    def counting_encode(*args):
+        outputs = encode(*args)
+        num_due.extend(int(output.audio_lengths) for output in outputs)
+        return outputs
+
+    monkeypatch.setattr(model, "generate", counting_generate)
+    monkeypatch.setattr(stream_module, "encode_segments", counting_encode)
+    listen(LlmAsrStream(model, processor, "es", encoder="cached", latency_s=0.2), speech[: 3 * RATE], [700])
+    assert 0 in num_due
+    assert num_embeds == [count for count in num_due if count]
 
 
 def test_streams_of_one_batch(tiny, speech):

@@ -1,5 +1,7 @@
 """Encodes the segments of a stream, each frame once."""
 
+import numpy as np
+
 from ..modeling.outputs_llm_asr import LlmAsrAudioOutput
 from ..processing.processing_llm_asr import LlmAsrProcessor
 from ..processing.segmentation import Segment
@@ -25,7 +27,7 @@ class SegmentEncoder:
         self._start: float | None = None
         self._num_pushed = 0
 
-    def next_samples(self, segment: Segment, num_samples: int):
+    def next_samples(self, segment: Segment, num_samples: int) -> np.ndarray:
         """The samples of the first `num_samples` of a segment that the front end does not have."""
         if segment.start != self._start or num_samples < self._num_pushed or self.front_end.state.is_finished:
             self.front_end = StreamingFrontEnd(self.model, self.processor)
