@@ -278,6 +278,8 @@ def test_bad_blocks_are_refused_and_the_stream_goes_on(tiny, speech):
         ({"max_segment_s": 4.0}, "the limit of the speech encoder is 3 s"),
         ({"max_segment_s": 0.5}, "must be finite and last at least 1 s"),
         ({"min_silence_s": 0.0}, "`min_silence_s` must be positive"),
+        ({"threshold": 1.5}, "`threshold` must be from 0 to 1"),
+        ({"lead_s": -0.1}, "`lead_s` must not be negative"),
         ({"vad": "ears"}, "`vad` must be one of"),
         ({"sampling_rate": 100}, "`sampling_rate` must be a whole number from 4000 up"),
         ({"sampling_rate": 16000.0}, "`sampling_rate` must be a whole number"),
@@ -313,6 +315,20 @@ def test_the_shortest_segment_is_long_enough_for_every_encoder(parts):
         stream = LlmAsrStream(model, processor)
         stream.push(noise(0.098))
         assert len([event for event in stream.finish() if event.segment]) == 1, audio
+
+
+def test_how_segments_begin(tiny):
+    def segments(waveform, **options):
+        events = listen(LlmAsrStream(*tiny, **options), waveform, [len(waveform)])
+        return [event.segment for event in events if event.segment]
+
+    waveform = np.concatenate([silence(2), noise(0.8), silence(1)])
+    for lead_s in (0.0, 0.2, 0.7):
+        assert segments(waveform, lead_s=lead_s)[0].start == pytest.approx(2 - lead_s, abs=0.05)
+    # A sound that is 26 dB quieter than the loudest one.
+    quiet = np.concatenate([silence(1), noise(1), silence(1), 0.05 * noise(0.8), silence(1)])
+    assert len(segments(quiet, threshold=0.5)) == 2
+    assert len(segments(quiet, threshold=1.0)) == 1
 
 
 def test_a_gradient_is_not_recorded(tiny, speech):

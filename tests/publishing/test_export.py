@@ -106,6 +106,7 @@ def test_the_exported_parts_give_the_output_of_the_model(parts, recordings, tmp_
         ("wav2vec2-bert", "llama", {"draft_head": True}),
         ("parakeet", "qwen2", {"routing_level": "utterance", "num_shared_experts": 1}),
         ("whisper", "llama", {"encoder_padding": "max_length"}),
+        ("whisper", "llama", {"encoder_attention": "chunked", "encoder_chunk_s": 0.4}),
     ],
 )
 def test_other_encoders_language_models_and_options(parts, recordings, tmp_path, audio, text, options):

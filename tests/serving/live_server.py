@@ -18,16 +18,15 @@ def serve(
     Yield the address of the server. `options` are options of the command, and `settings` are fields of `ServerSettings`.
     `on_made` is called with the server.
     """
-    import uvicorn
-
     from llm_asr.commands.serve import make_server
+    from llm_asr.serving.web_server import WebServer
 
     args = make_parser().parse_args(
         ["serve", checkpoint, "--cache-dir", cache, "--served-model-name", "tiny", "whisper-1", *options]
     )
     server = make_server(args, ServerSettings(**settings))
     on_made(server)
-    web_server = uvicorn.Server(uvicorn.Config(server.make_app(), port=0, log_level="warning"))
+    web_server = WebServer(server, port=0, log_level="warning")
     thread = threading.Thread(target=web_server.run)
     thread.start()
     try:

@@ -23,7 +23,7 @@ from .options import (
 # Anyone on the machine can read the arguments of a program, but only its owner can read its environment.
 API_KEY_VARIABLE = "LLM_ASR_API_KEY"
 
-WEB_PACKAGES = ("prometheus_client", "python_multipart", "starlette", "uvicorn")
+WEB_PACKAGES = ("prometheus_client", "python_multipart", "starlette", "uvicorn", "websockets")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 # Options of the command that are fields of `ServerSettings`, and their help.
@@ -36,6 +36,9 @@ SETTINGS = {
     "batch_seconds": "Largest number of seconds of audio in a batch of the front end, padding included.",
     "batch_wait_ms": "Longest time in milliseconds that a segment waits for others.",
     "segments_per_request": "Largest number of segments of one recording in progress.",
+    "max_streams": "Largest number of realtime sessions.",
+    "max_stream_s": "Longest audio of a realtime session, in seconds.",
+    "stream_idle_s": "Seconds without an event after which a realtime session ends.",
     "vad": "Voice activity detection.",
     "drain_s": "Seconds that requests in progress have after SIGTERM.",
 }
@@ -192,12 +195,9 @@ def run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
 
-    import uvicorn
+    from ..serving.web_server import WebServer
 
-    config = uvicorn.Config(
-        server.make_app(), host=args.host, port=args.port, timeout_graceful_shutdown=int(settings.drain_s)
-    )
-    web_server = uvicorn.Server(config)
+    web_server = WebServer(server, host=args.host, port=args.port)
     with trimmed_memory():
         web_server.run()
     return 0 if web_server.started else 1

@@ -20,6 +20,8 @@ class LiveSegmenter:
     Args:
         sampling_rate (`int`): Samples per second.
         max_segment_s, min_silence_s, vad: See [`split_at_silences`].
+        lead_s (`float`, *optional*): See [`SplittingRules`].
+        threshold (`float`, *optional*, defaults to 0.5): Threshold of the voice activity detection, from 0 to 1.
         start (`int`, *optional*, defaults to 0): Number of the first sample.
 
     Attributes:
@@ -29,10 +31,19 @@ class LiveSegmenter:
         `ValueError`, `ImportError`: See [`split_at_silences`].
     """
 
-    def __init__(self, sampling_rate: int, max_segment_s: float, min_silence_s: float, vad: str, start: int = 0):
-        self.rules = SplittingRules(sampling_rate, max_segment_s, min_silence_s)
+    def __init__(
+        self,
+        sampling_rate: int,
+        max_segment_s: float,
+        min_silence_s: float,
+        vad: str,
+        lead_s: float | None = None,
+        threshold: float = 0.5,
+        start: int = 0,
+    ):
+        self.rules = SplittingRules(sampling_rate, max_segment_s, min_silence_s, lead_s)
         self.block_length = FRAMES_PER_BLOCK * self.rules.frame_length
-        self._find_speech = open_voice_activity(vad, sampling_rate)
+        self._find_speech = open_voice_activity(vad, sampling_rate, threshold)
         self._start = start
         self._was_cut = False
         self._samples = np.empty(0, np.float32)
@@ -49,7 +60,7 @@ class LiveSegmenter:
         # Beside a cut, even a short sound is part of speech.
         if self._speech.sum() < (1 if self._was_cut else self.rules.speech):
             return None
-        first = max(0, int(self._speech.argmax()) - self.rules.padding)
+        first = max(0, int(self._speech.argmax()) - self.rules.lead)
         return self._start + first * self.rules.frame_length
 
     @property

@@ -40,7 +40,7 @@ class LlmAsrStream:
         latency_s (`float`, *optional*, defaults to 1.0): Seconds of new audio in the unfinished segment before it is
             transcribed again.
         sampling_rate (`int`, *optional*): Samples per second of the blocks. Defaults to the model's. Another rate needs soxr.
-        prompt, agreement, max_segment_s, min_silence_s, vad, keywords: See [`LiveSettings`].
+        prompt, agreement, max_segment_s, min_silence_s, vad, keywords, lead_s, threshold: See [`LiveSettings`].
 
     Raises:
         `ValueError`: If an option has an invalid value, or does not fit the model.
@@ -72,6 +72,8 @@ class LlmAsrStream:
         min_silence_s: float = 0.5,
         vad: str = "energy",
         keywords: list[str] | None = None,
+        lead_s: float = 0.2,
+        threshold: float = 0.5,
     ):
         processor.check_model(model.config)
         if encoder not in ENCODERS:
@@ -89,7 +91,18 @@ class LlmAsrStream:
             raise ValueError(
                 f"`sampling_rate` must be a whole number from {MIN_SAMPLING_RATE} up, got {self.sampling_rate!r}."
             )
-        settings = LiveSettings(language, prompt, latency_s, agreement, max_segment_s, min_silence_s, vad, keywords)
+        settings = LiveSettings(
+            language=language,
+            prompt=prompt,
+            latency_s=latency_s,
+            agreement=agreement,
+            max_segment_s=max_segment_s,
+            min_silence_s=min_silence_s,
+            vad=vad,
+            keywords=keywords,
+            lead_s=lead_s,
+            threshold=threshold,
+        )
         self.transcript = LiveTranscript(processor, model.config.projector_frame_period, settings)
         self._resampler = None
         if self.sampling_rate != processor.sampling_rate:

@@ -39,6 +39,8 @@ class LiveSettings:
         min_silence_s (`float`, *optional*, defaults to 0.5): Shortest silence in seconds that finishes a segment.
         vad (`str`, *optional*, defaults to `"energy"`): Voice activity detection; see [`split_at_silences`].
         keywords (`list[str]`, *optional*): Words that may be spoken.
+        lead_s (`float`, *optional*, defaults to 0.2): Silence in seconds that a segment keeps before its speech.
+        threshold (`float`, *optional*, defaults to 0.5): From 0 to 1; with a higher one, speech must be louder or clearer.
 
     Raises:
         `ValueError`: If an option has an invalid value.
@@ -52,6 +54,8 @@ class LiveSettings:
     min_silence_s: float = 0.5
     vad: str = "energy"
     keywords: list[str] | None = None
+    lead_s: float = 0.2
+    threshold: float = 0.5
 
     def __post_init__(self):
         if not MIN_LATENCY_S <= self.latency_s < math.inf:
@@ -133,7 +137,13 @@ class LiveTranscript:
         # Rendering the request checks it without reading a recording.
         processor.apply_transcription_request("", prompt=settings.prompt, keywords=settings.keywords, tokenize=False)
         self.segmenter = LiveSegmenter(
-            processor.sampling_rate, settings.longest_segment(processor), settings.min_silence_s, settings.vad, start
+            processor.sampling_rate,
+            settings.longest_segment(processor),
+            settings.min_silence_s,
+            settings.vad,
+            settings.lead_s,
+            settings.threshold,
+            start,
         )
         self._waiting: deque[np.ndarray] = deque()
         self._num_waiting = 0
@@ -236,6 +246,11 @@ class LiveTranscript:
             return None
         self._partial = partial
         return LiveEvent(committed, tuple(words[first:end]), partial, language, heard)
+
+    def drop(self, given: Pass) -> None:
+        """Give a pass up whose transcription has failed. A finished segment then has no text beyond what was committed."""
+        if given.is_last:
+            self._begin_segment()
 
     def _pass(self, segment: Segment, is_last: bool) -> Pass:
         return Pass(segment, is_last, self._draft_ids, self.language, self.settings.prompt, self.settings.keywords)

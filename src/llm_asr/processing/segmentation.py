@@ -125,6 +125,8 @@ class SplittingRules:
         sampling_rate (`int`): Samples per second.
         max_segment_s (`float`): Longest segment in seconds.
         min_silence_s (`float`): Shortest silence in seconds that always separates segments.
+        lead_s (`float`, *optional*): Silence in seconds that a segment keeps before its speech. Defaults to 0.2, or half of
+            `min_silence_s` if that is less, as much as it keeps after its speech.
 
     Raises:
         `ValueError`: If an argument has an invalid value.
@@ -133,6 +135,7 @@ class SplittingRules:
     sampling_rate: int
     max_segment_s: float
     min_silence_s: float
+    lead_s: float | None = None
 
     def __post_init__(self):
         if not self.sampling_rate * FRAME_SECONDS >= 1:
@@ -147,6 +150,10 @@ class SplittingRules:
                 f"{self.min_silence_s}."
             )
         self.frame_length = round(FRAME_SECONDS * self.sampling_rate)
+        if self.lead_s is not None and not 0 <= self.lead_s < self.max_segment_s / 2:
+            raise ValueError(
+                f"`lead_s` must not be negative, and must be less than half of the longest segment, got {self.lead_s}."
+            )
         seconds = self.frame_length / self.sampling_rate
         self.block = int(BLOCK_SECONDS / seconds)
         self.longest = int(self.max_segment_s / seconds)
@@ -155,6 +162,7 @@ class SplittingRules:
         self.rest = min(round(MIN_REST_SECONDS / seconds), self.longest // 2 - 1)
         # The segments on both sides of a silence share it.
         self.padding = max(1, min(round(PADDING_SECONDS / seconds), self.silence // 2))
+        self.lead = self.padding if self.lead_s is None else round(self.lead_s / seconds)
 
 
 def _split(blocks: Iterable[np.ndarray], rules: SplittingRules, find_speech) -> Iterator[Segment]:
@@ -205,9 +213,9 @@ def next_segment(
     spoken = np.flatnonzero(speech)
     if not len(spoken):
         # Everything is silence. Keep its end, which may become the padding of the next segment.
-        end = len(speech) if is_last else len(speech) - rules.padding
+        end = len(speech) if is_last else len(speech) - rules.lead
         return (end, end, False) if end > 0 else None
-    first = max(0, int(spoken[0]) - rules.padding)
+    first = max(0, int(spoken[0]) - rules.lead)
     # A silence is a gap between frames with speech. A silence at the end may continue in the next block.
     gaps = np.flatnonzero(np.diff(spoken) > rules.silence)
     last = int(spoken[gaps[0]] if len(gaps) else spoken[-1])

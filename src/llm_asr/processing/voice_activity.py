@@ -22,14 +22,20 @@ def frame_levels(frames: np.ndarray) -> np.ndarray:
 class EnergyActivity:
     """
     Detects speech by its loudness. The noise floor and the speech level are the 5th and the 95th percentile of the levels in
-    the last half minute. A frame is speech if its level is more than 30 % of the way from the noise floor to the speech level.
+    the last half minute. By default a frame is speech if its level is more than 30 % of the way from the noise floor to the
+    speech level.
 
     If the two levels are close together, noise and speech cannot be distinguished. Everything above -60 dB then counts as
     speech, so that no speech is lost.
 
     Args:
         sampling_rate (`int`): Samples per second.
+        threshold (`float`, *optional*, defaults to 0.5): From 0 to 1; with a higher one, speech must be louder. It is 60 % of
+            this part of the way from the noise floor to the speech level.
     """
+
+    # Speech is quieter at its edges than at its loudest, so a threshold of 1 is not the speech level itself.
+    SCALE = 0.6
 
     # The window must be as long as the longest segment. Otherwise the percentiles would follow the loudness of one segment.
     WINDOW_SECONDS = 30.0
@@ -37,7 +43,8 @@ class EnergyActivity:
     MAX_CONTRAST_DB = 50.0
     MIN_CONTRAST_DB = 6.0
 
-    def __init__(self, sampling_rate: int):
+    def __init__(self, sampling_rate: int, threshold: float = 0.5):
+        self.part = self.SCALE * threshold
         self.levels: deque[float] = deque(maxlen=int(self.WINDOW_SECONDS / FRAME_SECONDS))
 
     def __call__(self, frames: np.ndarray) -> np.ndarray:
@@ -54,7 +61,7 @@ class EnergyActivity:
         self.levels.extend(levels)
         floor, speech = np.percentile(self.levels, (5, 95))
         floor = max(floor, speech - self.MAX_CONTRAST_DB)
-        threshold = floor + 0.3 * (speech - floor) if speech - floor > self.MIN_CONTRAST_DB else SILENCE_DB
+        threshold = floor + self.part * (speech - floor) if speech - floor > self.MIN_CONTRAST_DB else SILENCE_DB
         return levels > max(threshold, SILENCE_DB)
 
 
@@ -64,15 +71,14 @@ class SileroActivity:
 
     Args:
         sampling_rate (`int`): Samples per second. It must be 16000.
+        threshold (`float`, *optional*, defaults to 0.5): Probability of speech, from 0 to 1, above which a frame is speech.
 
     Raises:
         `ImportError`: If the package is not installed.
         `ValueError`: If the sampling rate is not 16000.
     """
 
-    THRESHOLD = 0.5
-
-    def __init__(self, sampling_rate: int):
+    def __init__(self, sampling_rate: int, threshold: float = 0.5):
         if sampling_rate != 16000:
             raise ValueError(f"`vad='silero'` works at 16000 samples per second, got {sampling_rate}; use 'energy'.")
         package = find_spec("silero_vad")
@@ -85,6 +91,7 @@ class SileroActivity:
         self.model = torch.jit.load(Path(package.submodule_search_locations[0]) / "data/silero_vad.jit", "cpu").eval()
         self.model.reset_states()
         self.sampling_rate = sampling_rate
+        self.threshold = threshold
 
     def __call__(self, frames: np.ndarray) -> np.ndarray:
         """See [`EnergyActivity.__call__`]."""
@@ -93,7 +100,7 @@ class SileroActivity:
         # Keep the number of threads: changing it would affect all threads of a server.
         with torch.no_grad():
             probabilities = [self.model(frame[None], self.sampling_rate).item() for frame in torch.from_numpy(frames)]
-        return np.array(probabilities) > self.THRESHOLD
+        return np.array(probabilities) > self.threshold
 
 
 VOICE_ACTIVITIES: dict[str, type[EnergyActivity] | type[SileroActivity]] = {
@@ -102,17 +109,19 @@ VOICE_ACTIVITIES: dict[str, type[EnergyActivity] | type[SileroActivity]] = {
 }
 
 
-def open_voice_activity(name: str, sampling_rate: int) -> EnergyActivity | SileroActivity:
+def open_voice_activity(name: str, sampling_rate: int, threshold: float = 0.5) -> EnergyActivity | SileroActivity:
     """
     Open the voice activity detection `name`, one of `VOICE_ACTIVITIES`, for one recording.
 
     Raises:
-        `ValueError`: If there is none of this name, or it does not support `sampling_rate`.
+        `ValueError`: If there is none of this name, it does not support `sampling_rate`, or `threshold` is not from 0 to 1.
         `ImportError`: If it needs a package that is not installed.
     """
     if name not in VOICE_ACTIVITIES:
         raise ValueError(f"`vad` must be one of {sorted(VOICE_ACTIVITIES)}, got {name!r}.")
-    return VOICE_ACTIVITIES[name](sampling_rate)
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"`threshold` must be from 0 to 1, got {threshold}.")
+    return VOICE_ACTIVITIES[name](sampling_rate, threshold)
 
 
 __all__ = [

@@ -12,9 +12,9 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
 from starlette.types import Message, Receive, Scope, Send
 
 from .admission import Admission
@@ -22,6 +22,7 @@ from .engine import Decoding, EngineDeadError
 from .errors import ApiError
 from .formats import delta_event, done_event, error_event, make_response
 from .parameters import TranscriptionParameters, read_parameters
+from .realtime import Realtime
 from .settings import ServerSettings
 from .transcriber import PromptTooLongError, Transcriber, UnusableRecordingError
 from .transcriber import Request as Job
@@ -33,7 +34,8 @@ logger = logging.getLogger(__name__)
 
 class Server:
     """
-    Answers `POST /v1/audio/transcriptions` and `/v1/audio/translations`, `GET /v1/models`, `/health` and `/metrics`.
+    Answers `POST /v1/audio/transcriptions` and `/v1/audio/translations`, the WebSocket `/v1/realtime`, `GET /v1/models`, `/health`
+    and `/metrics`.
 
     Args:
         transcriber ([`Transcriber`])
@@ -57,6 +59,7 @@ class Server:
         self.metrics = transcriber.metrics
         self.metrics.requests_in_progress.set_function(lambda: self.admission.num_requests)
         self.metrics.front_end_queue.set_function(lambda: transcriber.front_end.batcher.num_queued)
+        self.realtime = Realtime(transcriber, settings, model_names, self.authorize)
         self.started = int(time.time())
 
     def make_app(self) -> Starlette:
@@ -65,6 +68,7 @@ class Server:
             routes=[
                 Route("/v1/audio/transcriptions", _Endpoint(self, is_translation=False), methods=["POST"]),
                 Route("/v1/audio/translations", _Endpoint(self, is_translation=True), methods=["POST"]),
+                WebSocketRoute("/v1/realtime", self.realtime.answer),
                 Route("/v1/models", self.list_models, methods=["GET"]),
                 Route("/v1/models/{name:path}", self.show_model, methods=["GET"]),
                 Route("/health", self.show_health, methods=["GET"]),
@@ -92,14 +96,19 @@ class Server:
         finally:
             await self.transcriber.stop()
 
-    def authorize(self, request: Request) -> None:
+    def authorize(self, request: HTTPConnection, given_key: str | None = None) -> None:
         """
+        Args:
+            request (`HTTPConnection`): The request.
+            given_key (`str`, *optional*): A key that the client sends elsewhere than in its header.
+
         Raises:
             `ApiError`: 401, if the server has a key and the request does not send it.
         """
         if self.settings.api_key is None:
             return
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        header = request.headers.get("authorization", "" if given_key is None else f"Bearer {given_key}")
+        scheme, _, key = header.partition(" ")
         # The comparison takes constant time, so that its duration reveals nothing about the key.
         is_key = hmac.compare_digest(key.strip().encode(), self.settings.api_key.encode())
         if scheme.lower() != "bearer" or not is_key:

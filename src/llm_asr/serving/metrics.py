@@ -27,6 +27,19 @@ class Metrics:
             "front_end_batch", "Segments in a batch of the front end.", buckets=(1, 2, 4, 8, 16, 32, 64), **own
         )
         self.audio_seconds = Counter("audio_seconds", "Seconds of audio that were transcribed.", **own)
+        self.realtime_streams = Gauge("realtime_streams", "Realtime sessions in progress.", **own)
+        self.realtime_lag = Histogram(
+            "realtime_lag_seconds",
+            "Seconds of audio that waited when a realtime session was heard.",
+            buckets=(0.1, 0.25, 0.5, 1, 2, 4, 8, 16),
+            **own,
+        )
+        self.realtime_latency = Histogram(
+            "realtime_latency_seconds",
+            "Seconds from the arrival of audio to the transcript that rests on it.",
+            buckets=(0.1, 0.25, 0.5, 1, 2, 4, 8, 16),
+            **own,
+        )
         self.new_tokens = Counter("new_tokens", "Tokens that the language model generated.", **own)
 
     def render(self) -> bytes:

@@ -27,6 +27,10 @@ class ServerSettings:
         batch_wait_ms (`float`, *optional*, defaults to 5.0): Longest time in milliseconds that a segment waits for others.
         segments_per_request (`int`, *optional*, defaults to 16): Largest number of segments of one recording in progress.
             The limit keeps a long recording from filling the memory and from delaying other requests.
+        max_streams (`int`, *optional*, defaults to 32): Largest number of realtime sessions. Further ones are refused with 429.
+        max_stream_s (`float`, *optional*, defaults to 14400.0): Longest audio of a realtime session, in seconds.
+        stream_idle_s (`float`, *optional*, defaults to 60.0): Seconds without an event of the client, or without the client
+            taking an event, after which a realtime session ends.
         vad (`str`, *optional*, defaults to `"energy"`): Voice activity detection; see [`split_at_silences`].
         drain_s (`float`, *optional*, defaults to 120.0): Seconds that requests in progress have after SIGTERM.
         cors_origins (`tuple[str, ...]`, *optional*, defaults to `()`): Origins of web pages whose scripts may use the
@@ -46,16 +50,20 @@ class ServerSettings:
     batch_seconds: float = 240.0
     batch_wait_ms: float = 5.0
     segments_per_request: int = 16
+    max_streams: int = 32
+    max_stream_s: float = 4 * 3600.0
+    stream_idle_s: float = 60.0
     vad: str = "energy"
     drain_s: float = 120.0
     cors_origins: tuple[str, ...] = ()
     api_key: str | None = field(default=None, repr=False)
 
     def __post_init__(self):
-        for name in ("max_requests", "batch_size", "segments_per_request"):
+        for name in ("max_requests", "batch_size", "segments_per_request", "max_streams"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        for name in ("max_upload_mb", "max_recording_s", "upload_timeout_s", "batch_seconds", "drain_s"):
+        positive = ("max_upload_mb", "max_recording_s", "upload_timeout_s", "batch_seconds", "drain_s")
+        for name in (*positive, "max_stream_s", "stream_idle_s"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` must be positive and finite, got {getattr(self, name)}.")
         if not 0 <= self.batch_wait_ms < math.inf:

@@ -145,6 +145,24 @@ class Transcriber:
         transcript.duration = reader.duration
         return transcript
 
+    async def transcribe_segment(
+        self, segment: Segment, language: str | None, prompt: str | None, decoding: Decoding
+    ) -> tuple[list[int], np.ndarray | None]:
+        """
+        Transcribe one segment, which must not be longer than the speech encoder's limit.
+
+        Returns:
+            `tuple`: New tokens, and CIF weights of shape `(num_frames,)` or `None`.
+
+        Raises:
+            `PromptTooLongError`, `EngineDeadError`: See `transcribe`.
+        """
+        run, ids = Run(segment), []
+        await self._work(run, Request(b"", language, prompt, decoding))
+        while (new := run.tokens.get_nowait()) is not None:
+            ids += new.ids
+        return ids, run.alphas
+
     async def _begin_runs(
         self, reader: SegmentReader, request: Request, group: asyncio.TaskGroup, runs: asyncio.Queue
     ) -> None:
