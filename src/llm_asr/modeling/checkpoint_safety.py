@@ -29,7 +29,7 @@ HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "re
 
 
 def find_file(name_or_path: str | os.PathLike, file_name: str, **hub_kwargs) -> str | None:
-    """The path of a file of a local folder or of a repository of the Hub, or `None` if it has no such file."""
+    """Return the path of a file in a local folder or a repository of the Hub, or `None` if there is no such file."""
     return cached_file(name_or_path, file_name, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
 
 
@@ -40,7 +40,7 @@ def check_json_files(name_or_path: str | os.PathLike, names: Iterable[str] = JSO
 
     Args:
         name_or_path (`str` or `os.PathLike`): Local folder or Hub id.
-        names (`Iterable[str]`, *optional*): Of the files; those that are not there are left out.
+        names (`Iterable[str]`, *optional*): Names of the files. Files that do not exist are skipped.
         hub_kwargs: `revision`, `token`, ... as in `from_pretrained`.
     """
     for name in names:
@@ -86,7 +86,7 @@ def check_config(settings: Mapping, model_type: str, class_names: set[str], sour
 
     Args:
         settings (`Mapping`): What `config.json` says.
-        model_type (`str`): The one expected.
+        model_type (`str`): The expected type.
         class_names (`set[str]`): Classes that the weights may be of.
         source (`str` or `os.PathLike`): Where the configuration is from.
     """
@@ -112,12 +112,13 @@ def find_weights(
     name_or_path: str | os.PathLike, weights_name: str = SAFE_WEIGHTS_NAME, variant: str | None = None, **hub_kwargs
 ) -> dict[str, str]:
     """
-    The weight files of a checkpoint, fetched, and complete as far as they can be without their checksums: names stay within
-    the checkpoint, and no file is cut short or lacks what the index says it has.
+    Fetch the weight files of a checkpoint, and check all that can be checked without checksums.
+
+    Names must stay within the checkpoint. No file may be cut short, or lack a tensor that the index lists.
 
     Args:
         name_or_path (`str` or `os.PathLike`): Local folder or Hub id.
-        weights_name (`str`, *optional*, defaults to `"model.safetensors"`): The file, if there is one alone.
+        weights_name (`str`, *optional*, defaults to `"model.safetensors"`): Name of the file if there is only one.
         variant (`str`, *optional*): As in `from_pretrained`.
         hub_kwargs: `revision`, `token`, ... as in `from_pretrained`.
 
@@ -170,7 +171,7 @@ def find_weights(
 
 
 def _read_index(path: str, index_name: str) -> dict[str, set[str]]:
-    """The names of the tensors of each shard."""
+    """Read the names of the tensors of each shard."""
     try:
         with open(path, encoding="utf-8") as file:
             weight_map = json.load(file)["weight_map"]
@@ -203,7 +204,7 @@ def _tensor_names(path: str, name: str) -> set[str]:
 
 
 def hash_files(paths: Mapping[str, str]) -> dict[str, str]:
-    """The SHA-256 digest of each file, by the given names."""
+    """Compute the SHA-256 digest of each file, by the given names."""
 
     def digest(path):
         with open(path, "rb") as file:
@@ -220,7 +221,7 @@ def check_digests(paths: Mapping[str, str], expected: Mapping[str, str], source:
     Args:
         paths (`Mapping[str, str]`): Paths by name.
         expected (`Mapping[str, str]`): SHA-256 by name.
-        source (`str`): Where those were written down.
+        source (`str`): Name of the place that the digests come from, for the error.
         mend (`str`): What is to be done if they differ.
     """
     unknown = sorted(set(paths) - set(expected))
@@ -250,11 +251,11 @@ def check_checksums(name_or_path: str | os.PathLike, paths: Mapping[str, str], *
 
 def read_checksums(path: str | os.PathLike) -> dict[str, str]:
     """
-    SHA-256 by name, from a file that `sha256sum` has written.
+    Read the digests from a file that `sha256sum` has written, by name.
 
     Raises:
-        `OSError`: If it is not there.
-        `ValueError`: If a line of it is none of `sha256sum`.
+        `OSError`: If the file does not exist.
+        `ValueError`: If a line does not have the format of `sha256sum`.
     """
     try:
         with open(path, encoding="utf-8") as file:

@@ -95,7 +95,7 @@ class LlmAsrCompositionMixin(HeadedModelInterface):
         ```"""
         projector_config = LlmAsrProjectorConfig(projector_type=projector_type, **projector_kwargs)
         if processor is None:
-            # Looked up in Transformers' registry: `modeling` and `processing` do not import each other.
+            # `modeling` and `processing` do not import each other, so look the class up in Transformers' registry.
             processor_class: Any = PROCESSOR_MAPPING[cls.config_class]
             options = {"log_mel_maximum": "running"} if encoder_attention == "chunked" else {}
             processor = processor_class.from_audio_text_pretrained(audio, text, **options)
@@ -160,7 +160,7 @@ class LlmAsrCompositionMixin(HeadedModelInterface):
 
 
 def _all_eos_token_ids(tokenizer, text_generation_config: GenerationConfig) -> int | list[int]:
-    """The tokenizer's end token, which training targets end with, and whatever else ends the text model's turns."""
+    """Return the tokenizer's end token, with which training targets end, and all other tokens that end a turn."""
     others = text_generation_config.eos_token_id
     others = others if isinstance(others, list) else [others]
     token_ids = list(dict.fromkeys([tokenizer.eos_token_id, *(other for other in others if other is not None)]))
@@ -181,8 +181,8 @@ def _check_type_is_known(text_model: PreTrainedModel, text: str) -> None:
 @torch.no_grad()
 def _make_room(text_model: PreTrainedModel, audio_token_id: int) -> None:
     """
-    Give the audio token a row in the embedding and the head: the mean of the others, so that it is always the same, and is
-    never the likeliest token either.
+    Add a row for the audio token to the embedding and the head. The row is the mean of all others, so that it is always the
+    same, and never belongs to the likeliest token.
     """
     embedding: Any = text_model.get_input_embeddings()
     num_embeddings = embedding.num_embeddings

@@ -47,12 +47,12 @@ def _require(condition: bool, message: str) -> None:
 # Several times the number that the fastest speech needs at the lowest frame rates.
 MAX_FIRES_PER_FRAME = 16
 
-# Far from what any use asks for; beyond, nothing fires, or nothing is told apart.
+# Wider than any use needs. Outside this range, CIF fires never or everywhere.
 CIF_RANGE = (0.01, 100.0)
 MAX_CONVOLUTIONS, MAX_DOWNSAMPLING = 16, 64
 
-# Layers of a part, by the names that configurations have for them. Each is made one by one, so that a number without bounds
-# would go on for ever before a weight is looked at.
+# Names of the number of layers in the configurations of parts. Layers are built one by one, so a number without a bound would
+# keep the program busy before it reads any weight.
 LAYER_COUNTS = (
     "num_hidden_layers",
     "encoder_layers",
@@ -423,8 +423,8 @@ class LlmAsrConfig(PreTrainedConfig):
     part_dtypes: dict | None = None
 
     def __post_init__(self, **kwargs):
-        # For those without the package, a published checkpoint names a pipeline. Whoever has the package has that pipeline,
-        # and `pipeline()` would still refuse to go on unless they trusted the checkpoint's code.
+        # A published checkpoint names a pipeline for users who do not have this package. Users who have it also have the
+        # pipeline, but with the name in place `pipeline()` would ask them to trust the checkpoint's code.
         if not __name__.startswith(f"{TRANSFORMERS_DYNAMIC_MODULE_NAME}."):
             kwargs.pop("custom_pipelines", None)
         _require(self.audio_token_id >= 0, f"`audio_token_id` must not be negative, got {self.audio_token_id}.")
@@ -457,7 +457,7 @@ class LlmAsrConfig(PreTrainedConfig):
         self._check_attention()
         if self.backbones is not None:
             check_backbones(self.backbones)
-        # The head belongs to the language model, so tying is its business; a copy here is what Transformers reads.
+        # The head belongs to the language model, whose configuration says if it is tied. Transformers reads this copy.
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
 
     def set_encoder_attention(

@@ -9,7 +9,7 @@ from .configuration_llm_asr import LlmAsrConfig
 
 class DraftHead(nn.Module):
     """
-    From each embedding and its two neighbours to a hidden state that the language model's own head reads a token off.
+    Maps each embedding and its two neighbours to a hidden state, from which the language model's own head reads a token.
 
     CIF fires one embedding a token, so that embedding `k` drafts token `k`, as Paraformer's first pass does (arXiv
     2206.08317, section 2.2).
@@ -44,7 +44,7 @@ class DraftHead(nn.Module):
 
 def draft_labels(labels: torch.Tensor, eos_token_ids: torch.Tensor, target_lengths: torch.Tensor) -> torch.Tensor:
     """
-    Tokens of the transcripts alone, packed: what follows a named language and precedes the end.
+    Pack the tokens of the transcripts: those after a named language and before the end.
 
     Args:
         labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`): -100 outside of answers.

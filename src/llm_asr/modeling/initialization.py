@@ -12,7 +12,7 @@ from .mixture_of_experts import Experts, TopKRouter
 @torch.no_grad()
 def init_projector_module(module: nn.Module, initializer_range: float | None) -> None:
     """
-    Initialise the weights of one module of the projector or the draft head; other modules are left alone.
+    Initialise the weights of one module of the projector or the draft head. Other modules do not change.
 
     Args:
         module (`nn.Module`): One module, without its children.

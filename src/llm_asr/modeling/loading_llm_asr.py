@@ -188,7 +188,7 @@ class LlmAsrLoadingMixin(ModelInterface):
         # With `device_map="auto"`, the devices are known only after loading.
         _check_device_map(getattr(model, "hf_device_map", None))
         model.config.name_or_path = model.name_or_path = str(name_or_path)
-        # Or it would be saved with its weights as the frozen parts have them in memory, and not as they have them on disk.
+        # Otherwise `save_pretrained` would write the weights of the frozen parts in their layout in memory, not in that of files.
         model._weight_conversions = None
         return _with_commit(loaded, hub_kwargs["revision"])
 
@@ -216,19 +216,22 @@ class LlmAsrLoadingMixin(ModelInterface):
     @classmethod
     def is_custom_code(cls) -> bool:
         """
-        False: `_init_weights` leaves loaded weights alone by itself. Transformers keeps custom code from initialising modules
-        without weights of their own, some of which fill the buffers of their children.
+        Return `False`, so that Transformers initialises this model as one of its own.
+
+        For custom code, Transformers skips modules that have no weights of their own. Some of them fill the buffers of their
+        children. `_init_weights` does not change loaded weights.
         """
         return False
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
         """
-        Like [`PreTrainedModel.save_pretrained`]: all weights, whatever form they were loaded from. Of a model with an adapter in
-        it, the adapter alone is saved.
+        Save all weights, whatever form they were loaded from; see [`PreTrainedModel.save_pretrained`].
+
+        If the model has an adapter, only the adapter is saved.
         """
         sums = os.path.join(save_directory, CHECKSUMS_NAME)
         if os.path.exists(sums):
-            # Those of the weights that are replaced.
+            # The checksums are those of the weights that this call replaces.
             os.remove(sums)
         if has_adapter(self):
             save_adapter(self, save_directory)
@@ -278,8 +281,9 @@ def _attach_adapter(
     model: PreTrainedModel, adapter: str | os.PathLike, name: str, weights: dict[str, str], **hub_kwargs
 ) -> None:
     """
-    Like `load_adapter`, but LoRA is float32 in a model of lower precision, as PEFT has it, and modules that were trained
-    whole keep the dtype that they were saved in.
+    Add an adapter to a model, as `load_adapter` does.
+
+    LoRA is float32 in a model of lower precision, as in PEFT. Modules that were trained as a whole keep their saved dtype.
 
     Raises:
         `ValueError`: If the weights are not those that the adapter's configuration says.
@@ -309,8 +313,8 @@ def _with_commit(loaded, revision: str | None):
 def _check_device_map(device_map: dict | str | torch.device | int | None) -> None:
     if isinstance(device_map, dict) and "disk" in device_map.values():
         raise ValueError(
-            "`device_map` leaves weights on disk, which needs them in files, and a slim checkpoint has them composed; load it "
-            "without, `save_pretrained` it to another folder, and load that."
+            "`device_map` leaves weights on disk, but the weights of a slim checkpoint are composed in memory; load it without "
+            "`device_map`, save it with `save_pretrained` to another folder, and load that folder."
         )
 
 
@@ -319,7 +323,7 @@ def _without_place(hub_kwargs: dict) -> dict:
 
 
 def _resolved(name_or_path: str | os.PathLike, hub_kwargs: dict) -> dict:
-    """With the commit that the revision is now: what is checked is what is read, whatever is pushed in the meantime."""
+    """Replace the revision by its current commit, so that a push in the meantime does not change the files."""
     hub_kwargs = {"revision": None, **hub_kwargs}
     if os.path.exists(name_or_path):
         return hub_kwargs
@@ -329,7 +333,7 @@ def _resolved(name_or_path: str | os.PathLike, hub_kwargs: dict) -> dict:
     try:
         revision = HfApi().resolve_revision(str(name_or_path), local_files_only=is_offline, **options)
     except Exception:
-        # Whatever prevents this prevents loading, too, which reports it better.
+        # The same fault stops loading, which reports it better.
         logger.debug(f"The revision of {name_or_path!r} could not be resolved.", exc_info=True)
         return hub_kwargs
     return {**hub_kwargs, "revision": revision}

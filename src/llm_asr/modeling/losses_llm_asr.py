@@ -113,8 +113,10 @@ class LlmAsrLossMixin(HeadedModelInterface):
         is_translation: torch.Tensor | None,
     ) -> dict[str, torch.Tensor]:
         """
-        The parts of the loss beside the language modelling loss, normalised like it. A row without a target length adds nothing
-        to the quantity loss. A translation adds nothing to the draft loss, because drafts are of transcripts.
+        Compute the parts of the loss other than `lm_loss`, normalised like it.
+
+        A row without a target length adds nothing to the quantity loss. A translation adds nothing to the draft loss, because
+        drafts are of transcripts.
         """
         losses: dict[str, torch.Tensor] = {}
         if target_lengths is None or audio.pooler_output is None or audio.audio_lengths is None:
@@ -148,7 +150,7 @@ class LlmAsrLossMixin(HeadedModelInterface):
 
     def draft(self, audio_embeds: torch.Tensor, audio_lengths: torch.Tensor) -> torch.Tensor:
         """
-        Draft transcripts without the language model's layers; for models with `draft_head=True`.
+        Draft transcripts without the language model's layers. The model needs `draft_head=True`.
 
         Args:
             audio_embeds (`torch.Tensor` of shape `(sum(audio_lengths), text_hidden_size)`): Packed embeddings.

@@ -54,7 +54,7 @@ class LlmAsrAudioOutput(ModelOutput):
 @dataclass
 class LlmAsrModelOutputWithPast(BaseModelOutputWithPast):
     r"""
-    Output of [`LlmAsrModel`]. Sequences are as long as the prompt after each audio token grew to its recording.
+    Output of [`LlmAsrModel`]. In its sequences, each audio token is replaced by the embeddings of its recording.
 
     Args:
         audio_outputs ([`LlmAsrAudioOutput`], *optional*, returned when there is audio):

@@ -29,13 +29,13 @@ PartDtypes = dict[str, torch.dtype]
 
 
 def find_part(name: str) -> str | None:
-    """The sub-configuration of the part that holds the parameter or buffer `name`, or `None`."""
+    """Return the name of the sub-configuration of the part that has the parameter or buffer `name`, or `None`."""
     return next((CONFIG_OF_MODULE[module] for module in name.split(".") if module in CONFIG_OF_MODULE), None)
 
 
 def count_part_dtypes(tensors: Iterable[tuple[str, torch.dtype, int]]) -> PartDtypes:
     """
-    The dtype that most numbers of each part have.
+    Find the dtype that most numbers of each part have.
 
     Args:
         tensors (`Iterable`): Name, dtype and number of elements of each tensor.
@@ -52,7 +52,7 @@ def count_part_dtypes(tensors: Iterable[tuple[str, torch.dtype, int]]) -> PartDt
 
 
 def read_part_dtypes(paths: Mapping[str, str]) -> PartDtypes:
-    """Like [`count_part_dtypes`], from the headers of the safetensors files among `paths` (paths by file name)."""
+    """Read the headers of the safetensors files among `paths` (paths by file name); see [`count_part_dtypes`]."""
     return count_part_dtypes(_read_headers(path for path in paths.values() if path.endswith(".safetensors")))
 
 
@@ -67,7 +67,7 @@ def _read_headers(paths: Iterable[str]) -> Iterator[tuple[str, torch.dtype, int]
 
 def resolve_part_dtypes(dtype: str | torch.dtype | Mapping | None, saved: PartDtypes) -> PartDtypes:
     """
-    The dtype that each part is to be loaded in.
+    Choose the dtype in which each part is loaded.
 
     Args:
         dtype (`str`, `torch.dtype` or `Mapping`, *optional*):
@@ -103,7 +103,7 @@ def _as_dtype(dtype: str | torch.dtype) -> torch.dtype:
 
 @contextmanager
 def default_dtype(dtype: str | torch.dtype | None) -> Iterator[None]:
-    """Create parameters in `dtype`; without effect if it is `None`."""
+    """Create parameters in `dtype`. If it is `None`, PyTorch's default dtype is kept."""
     before = torch.get_default_dtype()
     found = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     torch.set_default_dtype(found or before)

@@ -17,7 +17,7 @@ def quantize_language_model_alone(
     quantization_config: QuantizationConfigMixin | dict, layer_prefix: str | None = None
 ) -> QuantizationConfigMixin:
     """
-    A copy of a quantisation configuration that leaves out all but the layers of the language model.
+    Copy a quantisation configuration, so that it quantises only the layers of the language model.
 
     Args:
         quantization_config (`QuantizationConfigMixin` or `dict`):
@@ -52,8 +52,9 @@ def quantize_language_model_alone(
 
 def adopt_quantization(model: PreTrainedModel, text_model: PreTrainedModel) -> None:
     """
-    Make `model`, composed around a quantised `text_model`, what it would be had it been loaded quantised: for saving,
-    reloading, and for what the `Trainer` and PEFT ask. Without effect if `text_model` is not quantised.
+    Mark `model`, which is composed from a quantised `text_model`, as a model that was loaded quantised.
+
+    Saving, loading, the `Trainer` and PEFT read these marks. If `text_model` is not quantised, nothing changes.
 
     Raises:
         `ValueError`: If its way of quantising cannot leave modules out.

@@ -37,7 +37,7 @@ CONFIG_OPTIONS = (
 
 def find_backbone(name_or_path: str, **hub_kwargs) -> dict[str, str]:
     """
-    What of a frozen part's checkpoint is read, fetched and checked as [`find_weights`] does.
+    Fetch and check the files of a frozen part's checkpoint that are read; see [`find_weights`].
 
     Returns:
         `dict[str, str]`: Paths by name; all lie in one folder.
@@ -56,7 +56,7 @@ def find_backbone(name_or_path: str, **hub_kwargs) -> dict[str, str]:
 
 
 def check_backbone_paths(backbone_paths: Mapping | None) -> dict[str, str]:
-    """`backbone_paths`, or a `ValueError` if it names other parts than there are, or no folders."""
+    """Return `backbone_paths`. Raise a `ValueError` if it names an unknown part, or a path that is not a folder."""
     paths = {name: os.fspath(path) for name, path in (backbone_paths or {}).items()}
     unknown = sorted(set(paths) - set(BACKBONES))
     if unknown:
@@ -114,7 +114,7 @@ def fetch_backbones(backbones: Mapping[str, Mapping], backbone_paths: Mapping | 
 def load_parts(
     audio: str, text: str, audio_kwargs: dict, text_kwargs: dict
 ) -> tuple[PreTrainedModel, PreTrainedModel]:
-    """The pretrained speech encoder and the pretrained language model, with its head, that a model is composed of."""
+    """Load the pretrained speech encoder, and the pretrained language model with its head."""
     hub_kwargs = {name: value for name, value in audio_kwargs.items() if name in CONFIG_OPTIONS}
     audio_tower = load_audio_tower(audio, AutoConfig.from_pretrained(audio, **hub_kwargs), **audio_kwargs)
     loaded: Any = AutoModelForCausalLM.from_pretrained(text, output_loading_info=True, **text_kwargs)
@@ -128,7 +128,7 @@ def compose_backbones(
     model_class: type[PreTrainedModel], config: LlmAsrConfig, folders: Mapping[str, str], dtypes: Mapping[str, str]
 ) -> dict[str, torch.Tensor]:
     """
-    The tensors that a model has from its frozen parts, by the names they have in it.
+    Read the tensors of a model's frozen parts, by their names in the model.
 
     Args:
         model_class (`type`): The model's, with a head.
@@ -159,7 +159,7 @@ def compose_backbones(
 
 
 def fit_rows(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor | None:
-    """A tensor with as many rows as `shape` has, those that are added being zero; `None` if its rows have another shape."""
+    """Add rows of zeros up to `shape`, or cut rows off. Return `None` if the rows have another shape."""
     if tensor.shape == shape:
         return tensor
     if not tensor.dim() or tensor.shape[1:] != shape[1:]:
@@ -168,7 +168,7 @@ def fit_rows(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor | None:
 
 
 def empty_model(model_class: type[PreTrainedModel], config: LlmAsrConfig) -> PreTrainedModel:
-    """A model without weights."""
+    """Create a model without weights."""
     with torch.device("meta"):
         return model_class(config)
 
@@ -182,7 +182,7 @@ def load_slim(
     **hub_kwargs,
 ) -> dict[str, torch.Tensor]:
     """
-    All tensors that the model of a slim checkpoint has.
+    Read all tensors of the model of a slim checkpoint.
 
     Everything is compared with its digest first. Then each frozen part is read once, on the CPU and in the precision that
     it had when the checkpoint was made; what was trained takes its place; and LoRA is merged.
