@@ -4,8 +4,7 @@ import argparse
 from pathlib import Path
 
 from ..atomic_writing import write_text
-from ..processing.voice_activity import VOICE_ACTIVITIES
-from .options import DTYPE_HELP, DTYPES, UsageError, check_voice_activity, load_config
+from .options import UsageError, add_recognition_arguments, check_voice_activity, load_config
 from .transcribe import load_transcriber, render
 
 
@@ -25,15 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", type=Path, help="File to write; by default the terminal.")
     parser.add_argument("--batch-size", type=int, default=8, help="Number of segments in a batch; by default 8.")
-    parser.add_argument(
-        "--vad",
-        choices=sorted(VOICE_ACTIVITIES),
-        default="energy",
-        help="Voice activity detection; by default energy.",
-    )
-    parser.add_argument("--device", default="auto", help="Device: auto, cpu, cuda, cuda:1, mps, ...")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help=DTYPE_HELP)
-    parser.add_argument("--trust-remote-code", action="store_true", help="Run code from the checkpoint.")
+    add_recognition_arguments(parser)
 
 
 def read_text(args: argparse.Namespace) -> str:

@@ -13,15 +13,13 @@ from typing import cast
 
 from ..atomic_writing import write_text
 from ..memory import trimmed_memory
-from ..processing.voice_activity import VOICE_ACTIVITIES
 from ..processing.writing import joint
 from ..subtitles import WRITERS, join_words
 from .live_text import LiveText
 from .options import (
-    DTYPE_HELP,
-    DTYPES,
     UsageError,
     add_keyword_arguments,
+    add_recognition_arguments,
     check_voice_activity,
     load_config,
     read_keywords,
@@ -67,15 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="By default txt: text while it is spoken. Other formats are written at the end.",
     )
     parser.add_argument("--output", type=Path, help="File to write at the end; by default the terminal.")
-    parser.add_argument(
-        "--vad",
-        choices=sorted(VOICE_ACTIVITIES),
-        default="energy",
-        help="Voice activity detection; by default energy.",
-    )
-    parser.add_argument("--device", default="auto", help="Device of the model: auto, cpu, cuda, cuda:1, mps, ...")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help=DTYPE_HELP)
-    parser.add_argument("--trust-remote-code", action="store_true", help="Run code from the checkpoint.")
+    add_recognition_arguments(parser)
 
 
 def check_options(args: argparse.Namespace) -> None:

@@ -11,6 +11,21 @@ DTYPE_HELP = "Dtype of the weights; by default the saved one, or float32 if the 
 CHECKPOINT_FORMS = ("full", "slim", "adapter")
 
 
+def add_recognition_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of commands that recognise speech: voice activity detection, device, dtype and remote code."""
+    from ..processing.voice_activity import VOICE_ACTIVITIES
+
+    parser.add_argument(
+        "--vad",
+        choices=sorted(VOICE_ACTIVITIES),
+        default="energy",
+        help="Voice activity detection; by default energy.",
+    )
+    parser.add_argument("--device", default="auto", help="Device: auto, cpu, cuda, cuda:1, mps, ...")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help=DTYPE_HELP)
+    parser.add_argument("--trust-remote-code", action="store_true", help="Run code from the checkpoint.")
+
+
 class UsageError(Exception):
     """A request cannot be fulfilled. The message says why. The command has not changed anything."""
 

@@ -11,13 +11,11 @@ from tqdm.auto import tqdm
 
 from ..atomic_writing import write_text
 from ..memory import trimmed_memory
-from ..processing.voice_activity import VOICE_ACTIVITIES
 from ..subtitles import WRITERS, join_words
 from .options import (
-    DTYPE_HELP,
-    DTYPES,
     UsageError,
     add_keyword_arguments,
+    add_recognition_arguments,
     check_voice_activity,
     choose_device,
     describe_error,
@@ -55,15 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_keyword_arguments(parser)
     parser.add_argument("--timestamps", choices=["segment", "word"], help="Times of segments or, with CIF, of words.")
     parser.add_argument("--batch-size", type=int, default=8, help="Number of segments in a batch; by default 8.")
-    parser.add_argument(
-        "--vad",
-        choices=sorted(VOICE_ACTIVITIES),
-        default="energy",
-        help="Voice activity detection; by default energy.",
-    )
-    parser.add_argument("--device", default="auto", help="Device: auto, cpu, cuda, cuda:1, mps, ...")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help=DTYPE_HELP)
-    parser.add_argument("--trust-remote-code", action="store_true", help="Run code from the checkpoint.")
+    add_recognition_arguments(parser)
     parser.add_argument("--overwrite", action="store_true", help="Transcribe recordings again that have transcripts.")
 
 
