@@ -38,7 +38,7 @@ from transformers import (
 )
 
 from llm_asr import LlmAsrConfig, LlmAsrForConditionalGeneration
-from llm_asr.modeling.configuration_llm_asr import PROJECTOR_TYPES
+from llm_asr.modeling.configuration_projector import PROJECTOR_TYPES
 
 
 SAMPLING_RATE = 16_000

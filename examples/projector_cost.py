@@ -12,7 +12,7 @@ from rich.table import Table
 
 from llm_asr import LlmAsrConfig, LlmAsrProjectorConfig
 from llm_asr.evaluation.projector_cost import match_parameters, projector_cost
-from llm_asr.modeling.configuration_llm_asr import PROJECTOR_TYPES
+from llm_asr.modeling.configuration_projector import PROJECTOR_TYPES
 
 
 def with_projector(config: LlmAsrConfig, projector_config: LlmAsrProjectorConfig) -> LlmAsrConfig:

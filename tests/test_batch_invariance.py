@@ -6,7 +6,7 @@ import torch
 from tiny_models import compose, save_tiny_whisper
 
 from llm_asr import LlmAsrForConditionalGeneration, LlmAsrProcessor
-from llm_asr.modeling.configuration_llm_asr import PROJECTOR_TYPES
+from llm_asr.modeling.configuration_projector import PROJECTOR_TYPES
 
 
 SECONDS = np.linspace(0.3, 28, 16)

@@ -6,7 +6,7 @@ from tiny_models import PROJECTOR_KWARGS, compose
 from transformers import AutoConfig, Speech2TextConfig, Speech2TextFeatureExtractor, Speech2TextModel
 
 from llm_asr import LlmAsrForConditionalGeneration, LlmAsrPipeline, LlmAsrProcessor, LlmAsrProjectorConfig
-from llm_asr.modeling import configuration_llm_asr, projector_llm_asr
+from llm_asr.modeling import configuration_projector, projector_llm_asr
 from llm_asr.modeling.projector_llm_asr import LlmAsrProjector, ProjectorOutput
 from llm_asr.modeling.speech_encoder import SpeechEncoder, run_by_length
 from llm_asr.modeling.speech_encoders import SPEECH_ENCODERS
@@ -93,8 +93,8 @@ def test_without_the_entry_the_family_is_refused(speech_to_text, parts, monkeypa
 def test_a_projector_needs_one_class_and_its_name(parts, recordings, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="`projector_type` must be one of"):
         LlmAsrProjectorConfig(projector_type="linear")
-    names = (*configuration_llm_asr.PROJECTOR_TYPES, "linear")
-    monkeypatch.setattr(configuration_llm_asr, "PROJECTOR_TYPES", names)
+    names = (*configuration_projector.PROJECTOR_TYPES, "linear")
+    monkeypatch.setattr(configuration_projector, "PROJECTOR_TYPES", names)
     monkeypatch.setitem(projector_llm_asr.PROJECTORS, "linear", LinearProjector)
     model, processor = compose(parts, "linear")
     batch = processor.apply_transcription_request(recordings, transcription=["one", "two three", "uno dos"])

@@ -3,7 +3,8 @@
 from transformers import AutoConfig, AutoModel, AutoModelForSpeechSeq2Seq, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .modeling.configuration_llm_asr import LlmAsrConfig, LlmAsrProjectorConfig
+from .modeling.configuration_llm_asr import LlmAsrConfig
+from .modeling.configuration_projector import LlmAsrProjectorConfig
 from .modeling.modeling_llm_asr import (
     LlmAsrForConditionalGeneration,
     LlmAsrModel,

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tiny_models import compose
 
 from llm_asr.live.front_end import StreamingFrontEnd, push_front_ends
-from llm_asr.modeling.configuration_llm_asr import PROJECTOR_TYPES
+from llm_asr.modeling.configuration_projector import PROJECTOR_TYPES
 from llm_asr.modeling.streaming_audio import batch_audio_outputs, join_audio_outputs
 
 

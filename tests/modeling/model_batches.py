@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from llm_asr.modeling.configuration_llm_asr import PROJECTOR_TYPES
+from llm_asr.modeling.configuration_projector import PROJECTOR_TYPES
 
 
 TRANSCRIPTS = ["one", "uno dos tres cuatro", "two three"]

@@ -3,7 +3,7 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoConfig, LlamaConfig, Qwen2Config, Wav2Vec2BertConfig, WhisperConfig
 
 from llm_asr import LlmAsrConfig, LlmAsrProjectorConfig
-from llm_asr.modeling.configuration_llm_asr import PROJECTOR_TYPES
+from llm_asr.modeling.configuration_projector import PROJECTOR_TYPES
 
 
 def test_defaults():

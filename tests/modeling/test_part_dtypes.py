@@ -8,7 +8,7 @@ from tiny_models import compose
 from transformers import AutoModel, AutoModelForSpeechSeq2Seq
 
 from llm_asr import LlmAsrForConditionalGeneration, LlmAsrModel, LlmAsrPipeline
-from llm_asr.modeling.configuration_llm_asr import PROJECTOR_TYPES
+from llm_asr.modeling.configuration_projector import PROJECTOR_TYPES
 from llm_asr.modeling.part_dtypes import count_part_dtypes
 from llm_asr.publishing.checkpoint_forms import save_checkpoint
 from llm_asr.training.lora import add_lora

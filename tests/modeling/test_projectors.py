@@ -2,7 +2,7 @@ import pytest
 import torch
 from tiny_models import compose, pad_recordings
 
-from llm_asr.modeling.configuration_llm_asr import PROJECTOR_TYPES
+from llm_asr.modeling.configuration_projector import PROJECTOR_TYPES
 from llm_asr.modeling.expert_balance import count_expert_load, load_balancing_loss, router_z_loss
 from llm_asr.modeling.projector_llm_asr import PROJECTORS, build_projector
 

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSpeechSeq2Seq, AutoP
 from transformers.dynamic_module_utils import get_imports, get_relative_import_files, get_relative_imports
 
 import llm_asr
-from llm_asr.modeling.configuration_llm_asr import PROJECTOR_TYPES
+from llm_asr.modeling.configuration_projector import PROJECTOR_TYPES
 from llm_asr.publishing.checkpoint_forms import save_checkpoint
 from llm_asr.publishing.remote_code import write_remote_code
 from llm_asr.training.lora import add_lora

@@ -24,7 +24,7 @@ from test_http import ROUTE, metric, noise, post
 from tiny_models import compose, make_tokenizer
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, pipeline
 
-from llm_asr.modeling.configuration_llm_asr import PROJECTOR_TYPES
+from llm_asr.modeling.configuration_projector import PROJECTOR_TYPES
 from llm_asr.publishing.export import export_for_serving
 from llm_asr.serving.engine import Decoding
 from llm_asr.serving.front_end_runner import FrontEndRunner

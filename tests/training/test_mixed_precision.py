@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingA
 from llm_asr import LlmAsrForConditionalGeneration
 from llm_asr.datasets_asr import load_asr_dataset
 from llm_asr.modeling import modeling_llm_asr
-from llm_asr.modeling.configuration_llm_asr import PROJECTOR_TYPES
+from llm_asr.modeling.configuration_projector import PROJECTOR_TYPES
 from llm_asr.training import program as train
 from llm_asr.training.data_collator import LlmAsrDataCollator
 from llm_asr.training.lora import add_lora

@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 from transformers import Pipeline
 
-from ..modeling.configuration_llm_asr import LlmAsrProjectorConfig
+from ..modeling.configuration_projector import LlmAsrProjectorConfig
 from ..processing.languages import LANGUAGE_SEPARATOR
 from ..processing.processing_llm_asr import LlmAsrProcessor
 from .alignment import boundary_errors, length_report

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..modeling.configuration_llm_asr import LlmAsrConfig, LlmAsrProjectorConfig
+from ..modeling.configuration_llm_asr import LlmAsrConfig
+from ..modeling.configuration_projector import LlmAsrProjectorConfig
 from ..modeling.projector_llm_asr import build_projector
 
 

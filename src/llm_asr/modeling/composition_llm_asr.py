@@ -9,7 +9,7 @@ from transformers.generation import GenerationConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-from .configuration_llm_asr import LlmAsrProjectorConfig
+from .configuration_projector import LlmAsrProjectorConfig
 from .language_model_head import check_linear_head
 from .model_interface import HeadedModelInterface
 from .quantization import adopt_quantization

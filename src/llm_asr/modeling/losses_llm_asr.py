@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .cif import quantity_loss
-from .configuration_llm_asr import LlmAsrProjectorConfig
+from .configuration_projector import LlmAsrProjectorConfig
 from .draft_head import draft_labels
 from .model_interface import HeadedModelInterface
 from .outputs_llm_asr import LlmAsrAudioOutput, LlmAsrCausalLMOutputWithPast

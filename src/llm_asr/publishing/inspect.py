@@ -19,7 +19,7 @@ from transformers.utils import (
 )
 
 from ..modeling.checkpoint_safety import CHECKSUMS_NAME, find_weights
-from ..modeling.configuration_llm_asr import LlmAsrProjectorConfig
+from ..modeling.configuration_projector import LlmAsrProjectorConfig
 from ..modeling.slim_checkpoint import ADAPTER_FOLDER, ROWS, VALUES
 from ..training.run_record import RUN_RECORD_NAME
 from .checkpoint_forms import find_form

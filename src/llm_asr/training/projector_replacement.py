@@ -7,7 +7,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from ..modeling.configuration_llm_asr import LlmAsrProjectorConfig
+from ..modeling.configuration_projector import LlmAsrProjectorConfig
 from ..modeling.draft_head import DraftHead
 from ..modeling.mixture_of_experts import MixtureOfExperts
 from ..modeling.modeling_llm_asr import LlmAsrForConditionalGeneration
