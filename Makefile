@@ -27,7 +27,7 @@ ifeq (,$(findstring cif,$(PROJECTOR)))
 TRAIN_ARGS += --projector '{"draft_head": false}'
 endif
 
-.PHONY: demo open-demo test test-app test-transformers test-versions test-vllm lint types docs
+.PHONY: demo open-demo try test test-app test-transformers test-versions test-vllm lint types docs
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -71,6 +71,22 @@ open-demo: $(DATA)/whisper-base/model.safetensors $(GEMMA)/model.safetensors $(O
 	$(BIN)/llm-asr train examples/recipes/open/1-drafts.yaml --resume_from_checkpoint true
 	$(BIN)/llm-asr train examples/recipes/open/2-lora.yaml --resume_from_checkpoint true
 	$(BIN)/llm-asr evaluate --model runs/open --dataset $(OPEN)/test.jsonl --output runs/open/test.json
+
+# Transcribes sentences of people that the model of the repository has not been trained on, or FILES="one.wav two.mp3".
+TRY := $(DATA)/try
+
+# Only what the model needs, so that it is installed sooner.
+$(VENV)/.installed-try: $(BIN)/python setup.cfg pyproject.toml
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install torch==2.13.0
+	$(BIN)/pip install -e . "gguf>=0.18"
+	touch $@
+
+$(TRY)/sentences.jsonl: | $(VENV)/.installed-try
+	$(BIN)/python examples/demo/open_speech.py --output $(TRY) --packages $(DATA)/packages \
+		--rows examples/demo/open_model/sentences.jsonl
+
+try: $(TRY)/sentences.jsonl
+	$(BIN)/python examples/demo/try_open_model.py $(FILES)
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile

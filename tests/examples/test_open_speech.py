@@ -402,3 +402,25 @@ def test_synthetic_sentences_are_in_one_split_and_not_among_recordings_of_people
     again = synthetic.speak_corpus(*sentences_to_say, people, tmp_path / "again", takes=2)
     for name, rows in files.items():
         assert [{**row, "duration": 0} for row in again[name]] == [{**row, "duration": 0} for row in rows]
+
+
+def test_given_rows_are_made_again_from_their_packages_alone(tmp_path, pinned, monkeypatch, capsys):
+    rows = [
+        {"id": "fillets-cs-level1-id-1", "source": "fillets-cs", "text": "slova b tady"},
+        {"id": "queen-02001FP1", "source": "queen", "text": "i am bob", "audio": "audio/queen/queen-02001FP1.flac"},
+    ]
+    file = tmp_path / "sentences.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    output = tmp_path / "try"
+    options = ["--output", str(output), "--packages", str(pinned), "--rows", str(file)]
+    monkeypatch.setattr(sys, "argv", ["open_speech.py", *options])
+    open_speech.main()
+    assert (output / "sentences.jsonl").read_text(encoding="utf-8") == file.read_text(encoding="utf-8")
+    assert {path.stem for path in output.rglob("*.flac")} == {row["id"] for row in rows}
+    assert soundfile.info(output / rows[1]["audio"]).samplerate == 16_000
+    assert not (pinned / "festvox-ru").exists()
+
+    rows[0]["text"] = "jiná slova"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with pytest.raises(ValueError, match="fillets-cs-level1-id-1"):
+        open_speech.main()
