@@ -269,7 +269,9 @@ def print_tables(figures: dict) -> None:
             change = 100 * (last[name] / second[name] - 1)
             print(f"\n{unit}: {second[name]:.3f} in minute 2, {last[name]:.3f} in the last ({change:+.1f} %).")
     for row in figures.get("silence", ()):
-        print(f"\n{row['minutes']:g} minutes of {row['sound']}: {row['text']!r}, {row['cpu_s_per_s']:.3f} CPU s per s.")
+        print(
+            f"\n{row['minutes']:g} minutes of {row['sound']}: {row['text']!r}, {row['cpu_s_per_s']:.3f} CPU s per s."
+        )
     for row in figures.get("streams", ()):
         print(f"\n{row['streams']} streams: {row['seconds_per_second']:.2f} s per second of audio.")
 

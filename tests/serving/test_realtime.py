@@ -66,14 +66,18 @@ def speech():
     return (32767 * waveform).astype("<i2").tobytes()
 
 
-@pytest.fixture(scope="module")
-def expected(parts, checkpoint, speech):
+def transcribe(checkpoint, speech, **kwargs):
     """Texts of the segments by a stream in Python."""
     from llm_asr import LlmAsrForConditionalGeneration, LlmAsrProcessor
 
     model, processor = (one.from_pretrained(checkpoint) for one in (LlmAsrForConditionalGeneration, LlmAsrProcessor))
-    stream = LlmAsrStream(model.eval(), processor, "es", sampling_rate=RATE, lead_s=0.3)
+    stream = LlmAsrStream(model.eval(), processor, "es", sampling_rate=RATE, lead_s=0.3, **kwargs)
     return [event.segment.text for event in stream.push(speech) + stream.finish() if event.segment]
+
+
+@pytest.fixture(scope="module")
+def expected(checkpoint, speech):
+    return transcribe(checkpoint, speech)
 
 
 def encode(contents):
@@ -197,6 +201,18 @@ def test_the_client_commits(address, speech):
         assert receive_until(socket, "conversation.item.done")[-2]["transcript"] == ""
 
 
+def test_keywords_are_in_the_prompt(address, checkpoint, speech, expected):
+    keywords = ["Iñigo", "Qwen"]
+    with open_raw(address) as socket:
+        send(socket, "session.update", session=session(transcription={"language": "es", "keywords": keywords}))
+        updated = receive_until(socket, "session.updated")[-1]["session"]
+        assert updated["audio"]["input"]["transcription"]["keywords"] == keywords
+        send(socket, "input_audio_buffer.append", audio=encode(speech))
+        transcripts = [receive_until(socket, f"{KIND}.completed")[-1]["transcript"] for _ in expected]
+    assert transcripts == transcribe(checkpoint, speech, keywords=keywords)
+    assert transcripts != expected
+
+
 def test_silence_gives_no_event(address):
     with open_raw(address) as socket:
         receive_until(socket, "session.created")
@@ -241,6 +257,9 @@ def test_the_beta_form(address, speech, expected):
         (session(transcription={"model": "other"}), "session.audio.input.transcription.model", "model_not_found"),
         (session(transcription={"language": "klingon"}), "language", "unsupported_language"),
         (session(transcription={"prompt": "<|audio|>"}), "prompt", "invalid_value"),
+        (session(transcription={"keywords": ["<|audio|>"]}), "keywords", "invalid_value"),
+        (session(transcription={"keywords": "Qwen"}), "session.audio.input.transcription.keywords", "invalid_type"),
+        (session(transcription={"keywords": [" "]}), "session.audio.input.transcription.keywords", "invalid_type"),
         (session(transcription={"language": 5}), "session.audio.input.transcription.language", "invalid_type"),
         (session(turn_detection={"type": "semantic_vad"}), "session.audio.input.turn_detection.type", "invalid_value"),
         (

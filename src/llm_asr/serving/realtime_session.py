@@ -121,6 +121,10 @@ class RealtimeSession:
         except ValueError as error:
             raise EventError(str(error), "prompt") from error
         try:
+            processor.apply_transcription_request("", keywords=options.live_keywords, tokenize=False)
+        except ValueError as error:
+            raise EventError(str(error), "keywords") from error
+        try:
             self._make_transcript(options, 0)
         except ValueError as error:
             raise EventError(str(error), "turn_detection") from error
@@ -227,7 +231,7 @@ class RealtimeSession:
             await self._commit_item(item, given.segment.end)
         try:
             ids, alphas = await self.transcriber.transcribe_segment(
-                given.segment, given.language, given.prompt, Decoding(temperature=0.0)
+                given.segment, given.language, given.prompt, given.keywords, Decoding(temperature=0.0)
             )
             event = self._transcript.take(given, ids, alphas)
         except EngineDeadError:

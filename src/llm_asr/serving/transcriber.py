@@ -146,7 +146,12 @@ class Transcriber:
         return transcript
 
     async def transcribe_segment(
-        self, segment: Segment, language: str | None, prompt: str | None, decoding: Decoding
+        self,
+        segment: Segment,
+        language: str | None,
+        prompt: str | None,
+        keywords: list[str] | None,
+        decoding: Decoding,
     ) -> tuple[list[int], np.ndarray | None]:
         """
         Transcribe one segment, which must not be longer than the speech encoder's limit.
@@ -158,7 +163,7 @@ class Transcriber:
             `PromptTooLongError`, `EngineDeadError`: See `transcribe`.
         """
         run, ids = Run(segment), []
-        await self._work(run, Request(b"", language, prompt, decoding))
+        await self._work(run, Request(b"", language, prompt, decoding, keywords=keywords))
         while (new := run.tokens.get_nowait()) is not None:
             ids += new.ids
         return ids, run.alphas
