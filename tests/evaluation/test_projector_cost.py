@@ -22,6 +22,10 @@ def make_config(projector_type, **options):
         ("conv", {}),
         ("conv", {"conv_strides": [5]}),
         ("cif", {}),
+        ("stack", {"stack_size": 5}),
+        ("stack", {"intermediate_size": None}),
+        ("stack", {"mlp_gated": True, "mlp_norms": ["input", "hidden", "output"]}),
+        ("moe_stack", {"num_experts_per_tok": 4}),
         # With one expert the fallback has no padding, so it does not compute additional products.
         ("moe", {"num_experts": 1, "num_experts_per_tok": 1, "num_shared_experts": 2}),
         ("moe", {"num_experts_per_tok": 4, "router_type": "mlp", "router_hidden_size": 8}),
@@ -86,7 +90,7 @@ def test_matched_parameters(projector_type, reference_type, parameters):
 def test_impossible_matches_are_refused():
     with pytest.raises(ValueError, match="`parameters` must be 'total' or 'active', got 'all'"):
         match_parameters("conv", make_config("moe"), "all")
-    with pytest.raises(ValueError, match="`projector_type` must be 'conv' or 'cif', got 'moe'"):
+    with pytest.raises(ValueError, match="must be a type without experts, such as 'conv', got 'moe'"):
         match_parameters("moe", make_config("moe"))
     with pytest.raises(ValueError, match="make `hidden_size` smaller"):
         match_parameters("conv", make_config("moe"), hidden_size=512)

@@ -150,7 +150,7 @@ def test_gradients_reach_every_parameter(projector, frames, target_lengths):
         assert gradient.any(), name
 
 
-def test_gradients_of_embeddings_reach_the_convolutions_and_cif(projector, frames):
+def test_gradients_of_embeddings_reach_every_parameter(projector, frames):
     """There is no auxiliary loss, as with a weight of zero."""
     hidden_states, mask = pad_recordings(frames)
     projector(hidden_states, mask, TARGET_LENGTHS).embeds.square().sum().backward()
@@ -214,7 +214,7 @@ def test_initial_embeddings_have_equal_loudness_at_any_width(parts, projector_ty
     frames, mask = torch.randn(20, 100, 32), torch.ones(20, 100, dtype=torch.bool)
     with torch.no_grad():
         output = model.model.projector(frames, mask)
-    assert 0.1 < output.embeds.square().mean().sqrt() < 0.7
+    assert 0.1 < output.embeds.square().mean().sqrt() < 1
     if output.quantities is not None:
         torch.testing.assert_close(output.quantities.mean(), torch.tensor(10.0), rtol=0.1, atol=0)
 
