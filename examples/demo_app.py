@@ -1,6 +1,6 @@
 """
 Runs a checkpoint in the browser: record or upload speech, and see its transcript, the times of its words, and the shares of the
-experts.
+experts. A second tab transcribes the microphone while you speak.
 
     pip install -e ".[app]"
     python examples/demo_app.py --model runs/demo-moe_cif
@@ -12,6 +12,7 @@ import argparse
 import html
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 
@@ -29,6 +30,8 @@ from transformers import Pipeline
 from llm_asr.commands.options import DTYPES, UsageError
 from llm_asr.commands.transcribe import load_transcriber
 from llm_asr.evaluation.expert_usage import expert_usage
+from llm_asr.live.events import LiveEvent
+from llm_asr.live.stream import LlmAsrStream
 from llm_asr.modeling.expert_balance import count_expert_load
 from llm_asr.modeling.modeling_llm_asr import LlmAsrModel
 from llm_asr.modeling.projector_llm_asr import ProjectorOutput
@@ -42,6 +45,11 @@ LET_THE_MODEL_NAME_IT = "Identified by the model"
 # With more words, the labels of the plot would overlap.
 MAX_WORDS = 60
 MAX_PLOTTED_POINTS = 4000
+
+# Seconds between the blocks that the browser sends.
+BLOCK_S = 0.5
+# Seconds after which the stream of a page that was closed is forgotten.
+STREAM_LIFETIME_S = 3600
 
 
 @contextmanager
@@ -120,41 +128,124 @@ def transcribe(
     return result["text"], result["language"] or "", plot, times, shares
 
 
+@dataclass
+class LiveState:
+    """
+    The live transcription of one page.
+
+    Attributes:
+        stream ([`LlmAsrStream`], *optional*): The stream, from its first block on.
+        is_recording (`bool`): Whether the microphone is on.
+        committed (`str`): The text that does not change any more.
+        partial (`str`): The text that may still change.
+    """
+
+    stream: LlmAsrStream | None = None
+    is_recording: bool = False
+    committed: str = ""
+    partial: str = ""
+
+    def take(self, events: list[LiveEvent]) -> None:
+        """Apply events to the text."""
+        for event in events:
+            self.committed += event.committed
+            self.partial = event.partial
+
+    def show(self) -> str:
+        """The text as HTML. What may change is dimmed."""
+        partial = f"<span style='opacity: 0.5'>{html.escape(self.partial)}</span>"
+        return f"<p id='live-text'>{html.escape(self.committed)}{partial}</p>"
+
+
+def start_listening() -> tuple[LiveState, str]:
+    """Begin a new transcript."""
+    return LiveState(is_recording=True), ""
+
+
+def listen(
+    transcriber: Pipeline, state: LiveState, block: tuple[int, np.ndarray] | None, language: str
+) -> tuple[LiveState, str]:
+    """Add a block of the microphone, `(sampling rate, samples)`. Blocks that arrive after the end are left out."""
+    if not state.is_recording or block is None:
+        return state, state.show()
+    rate, samples = block
+    try:
+        if state.stream is None:
+            name = None if language == LET_THE_MODEL_NAME_IT else language
+            state.stream = LlmAsrStream(transcriber.model, transcriber.processor, name, sampling_rate=rate)
+        # Gradio has samples first, then channels. A slow model leaves transcripts of unfinished speech out.
+        state.take(state.stream.push(np.ascontiguousarray(samples.T), rate, catch_up=True))
+    except ValueError as error:
+        gr.Warning(html.escape(str(error)))
+    return state, state.show()
+
+
+def stop_listening(state: LiveState) -> tuple[LiveState, str]:
+    """Transcribe what remains."""
+    if state.is_recording and state.stream is not None:
+        state.take(state.stream.finish())
+    state.is_recording, state.stream = False, None
+    return state, state.show()
+
+
+def add_live_tab(transcriber: Pipeline, languages: list[str]) -> None:
+    """Add the microphone and its transcript to the app."""
+    microphone = gr.Audio(sources=["microphone"], streaming=True, type="numpy", label="Microphone")
+    language = gr.Dropdown(languages, value=LET_THE_MODEL_NAME_IT, label="Spoken language")
+    text = gr.HTML(label="Live transcript", show_label=True, container=True, elem_id="live-transcript")
+    state = gr.State(LiveState(), time_to_live=STREAM_LIFETIME_S)
+    microphone.start_recording(start_listening, outputs=[state, text], api_visibility="private")
+    microphone.stream(
+        lambda *inputs: listen(transcriber, *inputs),
+        inputs=[state, microphone, language],
+        outputs=[state, text],
+        stream_every=BLOCK_S,
+        show_progress="hidden",
+        api_visibility="private",
+    )
+    microphone.stop_recording(
+        stop_listening, inputs=state, outputs=[state, text], show_progress="hidden", api_visibility="private"
+    )
+
+
 def build_app(transcriber: Pipeline) -> gr.Blocks:
     config = transcriber.model.config.projector_config
     languages = [LET_THE_MODEL_NAME_IT, *sorted(transcriber.processor.languages.values())]
     # Uploads are deleted within two hours.
     with gr.Blocks(title="llm-asr", analytics_enabled=False, delete_cache=(3600, 3600)) as app:
         gr.Markdown(f"# llm-asr\nSpeech recognition with a `{config.projector_type}` projector.")
-        with gr.Row():
-            with gr.Column():
-                audio = gr.Audio(sources=["upload", "microphone"], type="filepath", label="Recording")
-                language = gr.Dropdown(languages, value=LET_THE_MODEL_NAME_IT, label="Language")
-                context = gr.Textbox(label="Context", placeholder="Names, the subject (optional)")
-                button = gr.Button("Transcribe", variant="primary")
-            with gr.Column():
-                text = gr.Textbox(label="Transcript", lines=4, buttons=["copy"], elem_id="transcript")
-                spoken = gr.Textbox(label="Language of the recording", elem_id="spoken-language")
-                shares = gr.Label(
-                    label="Share of the recording that each expert processes",
-                    num_top_classes=config.num_experts,
-                    show_heading=False,
-                    visible=config.uses_experts,
-                    elem_id="experts",
-                )
-        plot = gr.Plot(show_label=False, elem_id="plot")
-        times = gr.Dataframe(
-            headers=["start (s)", "end (s)", "word" if config.uses_cif else "segment"],
-            label="Times",
-            interactive=False,
-            elem_id="times",
-        )
-        button.click(
-            lambda *inputs: transcribe(transcriber, *inputs),
-            inputs=[audio, language, context],
-            outputs=[text, spoken, plot, times, shares],
-            api_name="transcribe",
-        )
+        with gr.Tab("Recording"):
+            with gr.Row():
+                with gr.Column():
+                    audio = gr.Audio(sources=["upload", "microphone"], type="filepath", label="Recording")
+                    language = gr.Dropdown(languages, value=LET_THE_MODEL_NAME_IT, label="Language")
+                    context = gr.Textbox(label="Context", placeholder="Names, the subject (optional)")
+                    button = gr.Button("Transcribe", variant="primary")
+                with gr.Column():
+                    text = gr.Textbox(label="Transcript", lines=4, buttons=["copy"], elem_id="transcript")
+                    spoken = gr.Textbox(label="Language of the recording", elem_id="spoken-language")
+                    shares = gr.Label(
+                        label="Share of the recording that each expert processes",
+                        num_top_classes=config.num_experts,
+                        show_heading=False,
+                        visible=config.uses_experts,
+                        elem_id="experts",
+                    )
+            plot = gr.Plot(show_label=False, elem_id="plot")
+            times = gr.Dataframe(
+                headers=["start (s)", "end (s)", "word" if config.uses_cif else "segment"],
+                label="Times",
+                interactive=False,
+                elem_id="times",
+            )
+            button.click(
+                lambda *inputs: transcribe(transcriber, *inputs),
+                inputs=[audio, language, context],
+                outputs=[text, spoken, plot, times, shares],
+                api_name="transcribe",
+            )
+        with gr.Tab("Live"):
+            add_live_tab(transcriber, languages)
     return app
 
 

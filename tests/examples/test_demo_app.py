@@ -5,6 +5,7 @@ Tests of `examples/demo_app.py` in a real browser.
 On other systems use `pip install -e ".[app]" playwright && playwright install --with-deps chromium`.
 """
 
+import itertools
 import os
 import re
 import shutil
@@ -26,6 +27,8 @@ pytest.importorskip("gradio", reason="the demo app needs Gradio: `make test-app`
 
 import demo_app
 from demo_app import LET_THE_MODEL_NAME_IT
+
+from llm_asr.live.stream import LlmAsrStream
 
 
 APP = Path(demo_app.__file__)
@@ -116,6 +119,35 @@ def test_errors_are_shown_as_messages(transcriber, file, corrupt_file, silent_fi
         with pytest.warns(UserWarning, match=re.escape(message)) as warned:
             assert demo_app.transcribe(transcriber, *request) == ("", "", None, None, None)
         assert os.path.dirname(corrupt_file) not in str(warned[-1].message)
+
+
+def test_the_live_tab_shows_the_events_of_the_stream(transcriber, recordings):
+    # Browsers give integers at their own rate, samples first.
+    samples = np.repeat(np.concatenate([np.zeros(8000), *recordings]), 3)
+    samples = np.stack([samples, samples], 1)
+    blocks = np.array_split((32767 * samples).astype(np.int16), 9)
+    state, shown = demo_app.start_listening()
+    assert shown == ""
+    texts = []
+    for block in blocks:
+        state, shown = demo_app.listen(transcriber, state, (48000, block), "Spanish")
+        texts.append(state.committed)
+    state, shown = demo_app.stop_listening(state)
+    stream = LlmAsrStream(transcriber.model, transcriber.processor, "es", sampling_rate=48000)
+    events = [event for block in blocks for event in stream.push(np.ascontiguousarray(block.T), catch_up=True)]
+    expected = "".join(event.committed for event in [*events, *stream.finish()])
+    assert state.committed == expected != ""
+    assert f">{expected}<" in shown
+    assert all(later.startswith(earlier) for earlier, later in itertools.pairwise([*texts, state.committed]))
+    # A block that comes after the end changes nothing, and neither does a page that never recorded.
+    assert demo_app.listen(transcriber, state, (48000, blocks[0]), "Spanish")[1] == shown
+    assert demo_app.stop_listening(demo_app.LiveState())[1] == demo_app.LiveState().show()
+
+
+def test_a_live_block_that_cannot_be_used_is_a_message(transcriber):
+    state, _ = demo_app.start_listening()
+    with pytest.warns(UserWarning, match="sampling_rate"):
+        demo_app.listen(transcriber, state, (100, np.zeros(100, np.int16)), LET_THE_MODEL_NAME_IT)
 
 
 # --- In a browser -----------------------------------------------------------------------------------------------------
@@ -250,3 +282,24 @@ def test_a_recording_is_made_with_the_microphone(page):
     page.get_by_role("button", name="Play", exact=True).wait_for()
     press_transcribe(page)
     expect(page.locator("#transcript textarea")).to_have_value(re.compile("[a-z]"), timeout=60_000)
+
+
+@pytest.mark.slow
+def test_the_microphone_is_transcribed_while_it_is_on(page):
+    from playwright.sync_api import expect
+
+    page.get_by_role("tab", name="Live").click()
+    live = page.get_by_role("tabpanel").locator("visible=true")
+    live.get_by_label("Spoken language").wait_for()
+    live.get_by_role("button", name="Record", exact=True).click()
+    text = page.locator("#live-text")
+    # Text appears before the recording is stopped.
+    expect(text).to_contain_text(re.compile("[a-z]{3}"), timeout=60_000)
+    before = text.inner_text()
+    live.get_by_role("button", name="Stop", exact=True).locator("visible=true").click()
+    page.wait_for_timeout(2000)
+    after = text.inner_text()
+    assert len(after) >= len(before.strip())
+    # A new recording begins with an empty transcript.
+    live.get_by_role("button", name="Record", exact=True).click()
+    expect(text).not_to_contain_text(after.strip(), timeout=60_000)
