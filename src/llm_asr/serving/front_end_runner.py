@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -95,7 +96,9 @@ class FrontEndRunner:
                 target_language=target_language,
             ),
         )
-        return await self.batcher.submit(inputs, segment.end - segment.start)
+        embeds = await self.batcher.submit(inputs, segment.end - segment.start)
+        # Drafts are of transcripts.
+        return embeds if target_language is None else replace(embeds, draft_states=None)
 
     def _encode(self, requests: list[BatchFeature]) -> list[PromptEmbeds]:
         batch = {name: pad_rows([request[name][0] for request in requests]) for name in requests[0]}

@@ -5,6 +5,7 @@ import inspect
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,6 +14,8 @@ from transformers import AutoModelForCausalLM
 from transformers.generation import StoppingCriteria, StoppingCriteriaList
 
 from ..modeling.decoding_guards import AudioLengthCriteria
+from ..modeling.draft_decoding import decode_with_drafts, find_unsupported, has_attention_alone
+from ..modeling.token_logprobs import TokenLogprobs
 from ..processing.cpu_precision import cast_slow_weights
 from ..publishing.front_end import PromptEmbeds
 from .batching import DynamicBatcher
@@ -37,38 +40,6 @@ class CancelledRows(StoppingCriteria):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs) -> torch.Tensor:
         return torch.tensor([row.is_cancelled for row in self.rows], device=input_ids.device)
-
-
-class TokenLogprobs(StoppingCriteria):
-    """
-    Records the log-probability of each new token. `generate(output_logits=True)` would keep the logits of all steps, which
-    take gigabytes for a large vocabulary.
-
-    Args:
-        end_token_ids (`list[int]`): Tokens that end a sequence.
-
-    Attributes:
-        logprobs (`list[torch.Tensor]`): Log-probabilities of the chosen tokens, one tensor of shape `(batch_size,)` for
-            each step.
-        no_speech_probs (`torch.Tensor` of shape `(batch_size,)`): Probability that the first token ends the sequence.
-    """
-
-    def __init__(self, end_token_ids: list[int]):
-        self.end_token_ids = end_token_ids
-        self.logprobs: list[torch.Tensor] = []
-        self.no_speech_probs = torch.empty(0)
-        self._logits = torch.empty(0)
-
-    def note_logits(self, model: torch.nn.Module, arguments: tuple, output) -> None:
-        """A forward hook of the language model."""
-        self._logits = output.logits[:, -1]
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs) -> torch.Tensor:
-        logprobs = self._logits.float().log_softmax(-1)
-        if not self.logprobs:
-            self.no_speech_probs = logprobs[:, self.end_token_ids].exp().sum(-1)
-        self.logprobs.append(logprobs.gather(-1, input_ids[:, -1:])[:, 0])
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 class TransformersEngine(Engine):
@@ -112,6 +83,11 @@ class TransformersEngine(Engine):
             )
         self.max_length = self.model.config.max_position_embeddings
         self._end_token_ids = end_token_ids(self.model.generation_config)
+        settings = self.model.generation_config
+        self._uses_drafts = (
+            has_attention_alone(self.model)
+            and find_unsupported(self.model, lambda name: getattr(settings, name, None)) is None
+        )
         self._batcher.start()
 
     async def stop(self) -> None:
@@ -150,7 +126,13 @@ class TransformersEngine(Engine):
         )
         criteria = StoppingCriteriaList([AudioLengthCriteria(limits, 0), CancelledRows(rows)])
         confidence, hook = TokenLogprobs(self._end_token_ids), None
-        if decoding.output_confidence:
+        drafts = self._drafts(rows) if decoding.temperature == 0 and self._uses_drafts else None
+        custom = None
+        if drafts is not None:
+            custom = partial(
+                decode_with_drafts, drafts, True, None, confidence if decoding.output_confidence else None
+            )
+        elif decoding.output_confidence:
             criteria.append(confidence)
             hook = self.model.register_forward_hook(confidence.note_logits)
         try:
@@ -159,6 +141,7 @@ class TransformersEngine(Engine):
                 attention_mask=pad_sequence(masks, batch_first=True, padding_side="left"),
                 max_new_tokens=int(limits.max()),
                 stopping_criteria=criteria,
+                custom_generate=custom,
                 **sampling,
             )
         finally:
@@ -167,11 +150,24 @@ class TransformersEngine(Engine):
         lengths = self._lengths(sequences, limits)
         found = [NewTokens(ids[:length].tolist()) for ids, length in zip(sequences, lengths.tolist(), strict=True)]
         if decoding.output_confidence:
-            chosen = torch.stack(confidence.logprobs, dim=1)
+            chosen = confidence.logprobs()
             for index, (tokens, length) in enumerate(zip(found, lengths.tolist(), strict=True)):
                 tokens.logprobs = chosen[index, :length].tolist()
                 tokens.no_speech_prob = float(confidence.no_speech_probs[index])
         return found
+
+    def _drafts(self, rows: list[Row]) -> list[list[int]] | None:
+        """The draft of each row, `None` if no row has one."""
+        states = [row.prompt.draft_states for row in rows]
+        if not any(state is not None and len(state) for state in states):
+            return None
+        # The language model's own scales and caps do not change which logit is the largest.
+        head = self.model.get_output_embeddings()
+        tokens = [
+            [] if state is None else head(state.to(self.device, self.model.dtype)).argmax(-1).tolist()
+            for state in states
+        ]
+        return [row and [*row, self._end_token_ids[0]] for row in tokens]
 
     def _limit(self, prompt: PromptEmbeds) -> int:
         room = self.max_length - len(prompt.inputs_embeds)
