@@ -7,7 +7,7 @@ from transformers import AutoConfig, Speech2TextConfig, Speech2TextFeatureExtrac
 
 from llm_asr import LlmAsrForConditionalGeneration, LlmAsrPipeline, LlmAsrProcessor, LlmAsrProjectorConfig
 from llm_asr.modeling import configuration_projector, projector_llm_asr
-from llm_asr.modeling.projector_llm_asr import LlmAsrProjector, ProjectorOutput
+from llm_asr.modeling.projector_base import LlmAsrProjector, ReducedFrames
 from llm_asr.modeling.speech_encoder import SpeechEncoder, run_by_length
 from llm_asr.modeling.speech_encoders import SPEECH_ENCODERS
 from llm_asr.publishing.checkpoint_forms import save_checkpoint
@@ -38,15 +38,17 @@ class Speech2TextFamily(SpeechEncoder):
 
 
 class LinearProjector(LlmAsrProjector):
-    """One linear layer after the convolutions."""
+    """A linear layer on every fourth frame, then the layers that all types have."""
 
     def __init__(self, config):
         super().__init__(config)
-        self.linear = torch.nn.Linear(config.projector_config.hidden_size, config.text_config.hidden_size)
+        self.stride = config.projector_config.downsampling
+        self.linear = torch.nn.Linear(config.audio_config.hidden_size, config.projector_config.hidden_size)
+        self.add_text_layers(config)
 
-    def forward(self, hidden_states, attention_mask, target_lengths=None):
-        frames, lengths = self.pack(hidden_states, attention_mask)
-        return ProjectorOutput(self.linear(frames), lengths)
+    def reduce_frames(self, hidden_states, attention_mask, target_lengths=None):
+        is_real = attention_mask[:, :: self.stride]
+        return ReducedFrames(self.linear(hidden_states[:, :: self.stride][is_real]), is_real.sum(-1))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from llm_asr.modeling.configuration_projector import PROJECTOR_TYPES
 TRANSCRIPTS = ["one", "uno dos tres cuatro", "two three"]
 CONTEXTS = ["five", None, "one two three four"]
 
-# All combinations of encoder, projector and language model.
+# The combinations of encoders and language models.
 AUDIO_AND_TEXT = [
     ("whisper", "qwen2"),
     ("whisper", "llama"),
@@ -18,7 +18,10 @@ AUDIO_AND_TEXT = [
     ("parakeet", "qwen2"),
     ("moonshine", "qwen2"),
 ]
-COMBINATIONS = [(projector, *audio_and_text) for projector in PROJECTOR_TYPES for audio_and_text in AUDIO_AND_TEXT]
+# Projectors of one kind see the same of an encoder and a language model, so one of each kind is combined with all of them.
+COMBINED_TYPES = ("conv", "moe", "cif", "moe_cif")
+COMBINATIONS = [(projector, *audio_and_text) for projector in COMBINED_TYPES for audio_and_text in AUDIO_AND_TEXT]
+COMBINATIONS += [(projector, "whisper", "qwen2") for projector in PROJECTOR_TYPES if projector not in COMBINED_TYPES]
 
 NUM_NEW_TOKENS = 6
 # Equal numbers of tokens, so that sequences can be compared without searching for their ends.

@@ -17,7 +17,16 @@ def test_defaults():
 
 @pytest.mark.parametrize(
     ("projector_type", "uses_cif", "strides", "downsampling"),
-    [("conv", False, [2, 2], 4), ("moe", False, [2, 2], 4), ("cif", True, [2], 2), ("moe_cif", True, [2], 2)],
+    [
+        ("conv", False, [2, 2], 4),
+        ("moe", False, [2, 2], 4),
+        ("cif", True, [2], 2),
+        ("moe_cif", True, [2], 2),
+        ("stack", False, None, 4),
+        ("moe_stack", False, None, 4),
+        ("qformer", False, None, 5),
+        ("moe_qformer", False, None, 5),
+    ],
 )
 def test_properties_follow_the_projector_type(projector_type, uses_cif, strides, downsampling):
     config = LlmAsrProjectorConfig(projector_type=projector_type)
@@ -30,8 +39,13 @@ def test_downsampling_is_the_product_of_the_strides():
     assert LlmAsrProjectorConfig(conv_strides=(2, 3, 1)).downsampling == 6
 
 
-def test_there_are_four_projector_types():
-    assert PROJECTOR_TYPES == ("conv", "moe", "cif", "moe_cif")
+def test_each_type_exists_with_and_without_experts():
+    assert PROJECTOR_TYPES[:4] == ("conv", "moe", "cif", "moe_cif")
+    assert PROJECTOR_TYPES[4:] == ("stack", "moe_stack", "qformer", "moe_qformer")
+    for plain, with_experts in zip(PROJECTOR_TYPES[::2], PROJECTOR_TYPES[1::2], strict=True):
+        configs = [LlmAsrProjectorConfig(projector_type=name) for name in (plain, with_experts)]
+        assert [config.uses_experts for config in configs] == [False, True]
+        assert [config.reduction for config in configs] == [plain, plain]
 
 
 def test_sub_configs_from_dicts():
@@ -121,6 +135,25 @@ IMPOSSIBLE_VALUES = [
     ({"cif_tail_threshold": 1.1}, "cif_tail_threshold"),
     ({"expected_tokens_per_second": 0.0}, "expected_tokens_per_second"),
     ({"initializer_range": -0.1}, "initializer_range"),
+    ({"projector_type": "stack", "stack_size": 0}, "stack_size"),
+    ({"projector_type": "stack", "stack_size": 65}, "stack_size"),
+    ({"projector_type": "stack", "stack_remainder": "keep"}, "stack_remainder"),
+    ({"projector_type": "stack", "conv_strides": [2]}, "conv_strides"),
+    ({"projector_type": "qformer", "conv_strides": [2]}, "conv_strides"),
+    ({"projector_type": "qformer", "qformer_window_size": 0}, "qformer_window_size"),
+    ({"projector_type": "qformer", "qformer_num_queries": 100_000}, "qformer_num_queries"),
+    ({"projector_type": "qformer", "qformer_num_hidden_layers": 1000}, "qformer_num_hidden_layers"),
+    ({"projector_type": "qformer", "qformer_num_attention_heads": 3}, "qformer_num_attention_heads"),
+    ({"projector_type": "qformer", "qformer_remainder": "drop"}, "qformer_remainder"),
+    ({"projector_type": "conv", "mlp_norms": ["middle"]}, "mlp_norms"),
+    ({"projector_type": "conv", "mlp_norms": ["input", "input"]}, "mlp_norms"),
+    ({"projector_type": "conv", "intermediate_size": None, "mlp_gated": True}, "mlp_gated"),
+    ({"projector_type": "conv", "intermediate_size": None, "mlp_norms": ["hidden"]}, "mlp_norms"),
+    # Experts take the place of the linear layers.
+    ({"projector_type": "moe", "mlp_bias": False}, "mlp_bias"),
+    ({"projector_type": "moe_cif", "mlp_gated": True}, "mlp_gated"),
+    ({"projector_type": "moe_stack", "mlp_norms": ["output"]}, "mlp_norms"),
+    ({"projector_type": "moe", "intermediate_size": None}, "intermediate_size"),
     # With these values, CIF would never fire.
     ({"cif_threshold": 1e6}, "cif_threshold"),
     ({"cif_smooth_factor": 1e-6}, "cif_smooth_factor"),

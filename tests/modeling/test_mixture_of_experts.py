@@ -4,7 +4,7 @@ from transformers.activations import ACT2FN
 
 from llm_asr import LlmAsrConfig, LlmAsrProjectorConfig
 from llm_asr.modeling.mixture_of_experts import can_use_grouped_mm, grouped_matmul, mean_of_recordings
-from llm_asr.modeling.projector_llm_asr import build_experts
+from llm_asr.modeling.text_projection import build_experts
 
 
 # The sizes are multiples of four, so that float32 rows start at multiples of 16 bytes. The grouped kernel requires this.

@@ -114,12 +114,16 @@ def test_recordings_do_not_depend_on_their_batch(projector, frames, target_lengt
 
 
 def test_lengths(projector, frames):
-    """Fixed rates give a quarter of the frames, rounded up. CIF gives the target length or the predicted length."""
+    """
+    Fixed rates give a quarter of the frames, or two embeddings of six, rounded up. CIF gives the target length or the predicted
+    length.
+    """
     hidden_states, mask = pad_recordings(frames)
     free = projector(hidden_states, mask)
     told = projector(hidden_states, mask, TARGET_LENGTHS)
     if free.alphas is None:
-        assert free.lengths.tolist() == told.lengths.tolist() == [2, 6, 1, 4]
+        expected = [4, 8, 2, 6] if hasattr(projector, "qformer") else [2, 6, 1, 4]
+        assert free.lengths.tolist() == told.lengths.tolist() == expected
     else:
         assert told.lengths.tolist() == TARGET_LENGTHS.tolist()
         whole = free.quantities.floor()
@@ -150,7 +154,7 @@ def test_gradients_reach_every_parameter(projector, frames, target_lengths):
         assert gradient.any(), name
 
 
-def test_gradients_of_embeddings_reach_the_convolutions_and_cif(projector, frames):
+def test_gradients_of_embeddings_reach_every_parameter(projector, frames):
     """There is no auxiliary loss, as with a weight of zero."""
     hidden_states, mask = pad_recordings(frames)
     projector(hidden_states, mask, TARGET_LENGTHS).embeds.square().sum().backward()
@@ -214,7 +218,7 @@ def test_initial_embeddings_have_equal_loudness_at_any_width(parts, projector_ty
     frames, mask = torch.randn(20, 100, 32), torch.ones(20, 100, dtype=torch.bool)
     with torch.no_grad():
         output = model.model.projector(frames, mask)
-    assert 0.1 < output.embeds.square().mean().sqrt() < 0.7
+    assert 0.1 < output.embeds.square().mean().sqrt() < 1
     if output.quantities is not None:
         torch.testing.assert_close(output.quantities.mean(), torch.tensor(10.0), rtol=0.1, atol=0)
 

@@ -66,13 +66,15 @@ def test_weights_are_not_read(full, tmp_path, monkeypatch):
         ("conv", {"conv_strides"}, {"num_experts", "cif_threshold", "router_aux_loss_coef", "draft_head", "merge"}),
         ("moe", {"num_experts", "routing_level", "norm_topk_prob"}, {"cif_threshold", "quantity_loss_coef"}),
         ("cif", {"cif_threshold", "expected_tokens_per_second", "draft_head"}, {"num_experts", "router_type"}),
+        ("stack", {"stack_size", "mlp_bias"}, {"conv_strides", "hidden_size", "num_experts", "cif_threshold"}),
+        ("moe_stack", {"stack_size", "num_experts"}, {"conv_kernel_size", "mlp_bias", "intermediate_size"}),
     ],
 )
 def test_a_projector_is_described_by_the_options_of_its_type(parts, tmp_path, projector_type, has, has_not):
     save_checkpoint(*compose(parts, projector_type), tmp_path / "checkpoint")
     projector = inspect_checkpoint(tmp_path / "checkpoint")["projector"]
     assert projector["projector_type"] == projector_type
-    assert projector["hidden_size"] == 32
+    assert "stack" in projector_type or projector["hidden_size"] == 32
     assert has <= set(projector)
     assert not has_not & set(projector)
 

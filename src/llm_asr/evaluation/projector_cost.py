@@ -18,8 +18,8 @@ class ProjectorCost:
         total_parameters (`int`): Number of all parameters.
         active_parameters (`int`): Number of parameters that one frame uses, without the experts to which it is not routed.
             With `merge="parameters"` a frame uses all experts.
-        flops_per_second (`float`): Floating point operations per second of audio. It counts the convolutions, the
-            integration and the products with weight matrices; a multiplication and an addition are two operations.
+        flops_per_second (`float`): Floating point operations per second of audio. It counts convolutions, integration,
+            attention and the products with weight matrices; a multiplication and an addition are two operations.
     """
 
     total_parameters: int
@@ -49,14 +49,7 @@ def projector_cost(config: LlmAsrConfig, tokens_per_second: float | None = None)
     elif tokens_per_second is None:
         tokens_per_second = projector_config.expected_tokens_per_second
 
-    flops, frame_rate = 0.0, config.audio_frame_rate
-    for conv, stride in zip(projector.downsampler.convs, projector.downsampler.strides, strict=True):
-        frame_rate /= stride
-        flops += 2 * conv.get_parameter("weight").numel() * frame_rate
-    if projector_config.uses_cif:
-        # The weight predictor and the integration of the frames.
-        weights = sum(parameter.numel() for parameter in projector.cif.parameters() if parameter.ndim > 1)
-        flops += 2 * (weights + projector_config.hidden_size) * rate
+    flops = projector.count_reduction_flops(config.audio_frame_rate)
     if not projector_config.uses_experts:
         matrices = sum(parameter.numel() for parameter in projector.mlp.parameters() if parameter.ndim > 1)
         return ProjectorCost(total, total, flops + 2 * matrices * tokens_per_second)
@@ -87,7 +80,7 @@ def match_parameters(
     `intermediate_size`, the width between the two linear layers.
 
     Args:
-        projector_type (`str`): `"conv"` or `"cif"`.
+        projector_type (`str`): A type without experts, such as `"conv"` or `"cif"`.
         reference ([`LlmAsrConfig`]): Configuration of the model to match.
         parameters (`str`, *optional*, defaults to `"total"`): `"total"` or `"active"`.
         projector_kwargs: Further fields of [`LlmAsrProjectorConfig`]; `hidden_size` and others default to those of
@@ -110,7 +103,9 @@ def match_parameters(
             projector_type=projector_type, intermediate_size=width, **{**options, **projector_kwargs}
         )
         if config.uses_experts:
-            raise ValueError(f"`projector_type` must be 'conv' or 'cif', got {projector_type!r}.")
+            raise ValueError(
+                f"`projector_type` must be a type without experts, such as 'conv', got {projector_type!r}."
+            )
         return config
 
     def count(width: int) -> int:

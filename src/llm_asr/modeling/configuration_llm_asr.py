@@ -312,8 +312,10 @@ class LlmAsrConfig(PreTrainedConfig):
 
     @property
     def projector_lookahead_s(self) -> float:
-        """Seconds after the start of an encoder frame that the projector's convolutions and CIF's weights wait for."""
+        """Seconds after the start of an encoder frame that the reduction of frames waits for."""
         projector_config = self.projector_config
+        if projector_config.block_size is not None:
+            return (projector_config.block_size - 1) / self.audio_frame_rate
         reach, frames, scale = projector_config.conv_kernel_size // 2, 0, 1
         for stride in projector_config.conv_strides or ():
             frames, scale = frames + reach * scale, scale * stride
@@ -321,7 +323,10 @@ class LlmAsrConfig(PreTrainedConfig):
 
     @property
     def projector_frame_period(self) -> float:
-        """Seconds from one frame after the projector's convolutions to the next, of which CIF weighs each."""
+        """
+        Seconds from one frame after the projector's convolutions to the next, of which CIF weighs each. Without convolutions,
+        seconds from one embedding to the next.
+        """
         return self.projector_config.downsampling / self.audio_frame_rate
 
 

@@ -19,10 +19,13 @@ INHERITED_OPTIONS = (
     "torch_dtype",
 )
 
-PROJECTOR_TYPES = ("conv", "moe", "cif", "moe_cif")
+PROJECTOR_TYPES = ("conv", "moe", "cif", "moe_cif", "stack", "moe_stack", "qformer", "moe_qformer")
 ROUTER_TYPES = ("linear", "mlp")
 ROUTING_LEVELS = ("frame", "utterance")
 MERGES = ("output", "parameters")
+MLP_NORMS = ("input", "hidden", "output")
+STACK_REMAINDERS = ("pad", "drop")
+QFORMER_REMAINDERS = ("mask", "zeros")
 
 # Several times the number that the fastest speech needs at the lowest frame rates.
 MAX_FIRES_PER_FRAME = 16
@@ -30,6 +33,8 @@ MAX_FIRES_PER_FRAME = 16
 # Wider than any use needs. Outside this range, CIF fires never or everywhere.
 CIF_RANGE = (0.01, 100.0)
 MAX_CONVOLUTIONS, MAX_DOWNSAMPLING = 16, 64
+# Several minutes of frames, more queries than any window needs, and more layers than any Q-Former has.
+MAX_WINDOW, MAX_QUERIES, MAX_QFORMER_LAYERS = 20_000, 4096, 100
 
 
 @strict
@@ -41,21 +46,51 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
 
     Args:
         projector_type (`str`, *optional*, defaults to `"moe_cif"`):
-            One of `"conv"` (strided convolutions and two linear layers, fixed rate), `"moe"` (strided convolutions and a
-            mixture of experts, fixed rate), `"cif"` (Continuous Integrate-and-Fire and two linear layers, dynamic rate)
-            and `"moe_cif"` (Continuous Integrate-and-Fire and a mixture of experts, dynamic rate).
+            How frames become embeddings: `"conv"` (strided convolutions, fixed rate), `"cif"` (Continuous
+            Integrate-and-Fire, dynamic rate), `"stack"` (`stack_size` frames beside each other, fixed rate) or `"qformer"`
+            (learned queries over windows of frames, fixed rate), each with two linear layers; or `"moe"`, `"moe_cif"`,
+            `"moe_stack"` and `"moe_qformer"`, the same with a mixture of experts in their place.
         hidden_size (`int`, *optional*, defaults to 1024):
-            Width of the convolutions.
+            Width of the convolutions, or of the Q-Former.
         intermediate_size (`int`, *optional*, defaults to 2048):
-            Width of the hidden layer between the two linear layers of `"conv"` and `"cif"`.
+            Width of the hidden layer between the two linear layers of the types without experts. `None` leaves one linear
+            layer without activation.
         hidden_act (`str`, *optional*, defaults to `"gelu"`):
             Activation of the convolutions, the linear layers and the experts.
+        mlp_bias (`bool`, *optional*, defaults to `True`):
+            Whether the linear layers of the types without experts have biases.
+        mlp_gated (`bool`, *optional*, defaults to `False`):
+            Whether the first linear layer gives twice `intermediate_size`, and the activation of its second half multiplies
+            its first half: SwiGLU (arXiv 2002.05202) with `hidden_act="silu"`.
+        mlp_norms (`list[str]`, *optional*):
+            Where the types without experts have root mean square normalisation (arXiv 1910.07467): `"input"` (before the
+            first linear layer), `"hidden"` (after the activation) and `"output"` (after the last linear layer).
+        stack_size (`int`, *optional*, defaults to 4):
+            Frames of the speech encoder that `"stack"` puts beside each other.
+        stack_remainder (`str`, *optional*, defaults to `"pad"`):
+            `"pad"` fills up the last frames of a recording with zeros if they are fewer than `stack_size`; `"drop"` leaves
+            them out, so that a recording shorter than `stack_size` frames has no embedding.
+        qformer_window_size (`int`, *optional*, defaults to 15):
+            Frames of the speech encoder in one window of `"qformer"`.
+        qformer_num_queries (`int`, *optional*, defaults to 3):
+            Embeddings of a window.
+        qformer_num_hidden_layers (`int`, *optional*, defaults to 2):
+            Layers of the Q-Former.
+        qformer_num_attention_heads (`int`, *optional*, defaults to 16):
+            Heads of its attention; a divisor of `hidden_size`.
+        qformer_intermediate_size (`int`, *optional*, defaults to 4096):
+            Width of its feed-forward layers.
+        qformer_cross_attention_frequency (`int`, *optional*, defaults to 1):
+            Queries attend to frames in the first of as many layers, and to one another in all layers.
+        qformer_remainder (`str`, *optional*, defaults to `"mask"`):
+            What the queries see of the frames that are missing in the last window of a recording: nothing (`"mask"`), or
+            zeros (`"zeros"`), as in Granite Speech.
         conv_kernel_size (`int`, *optional*, defaults to 3):
             Kernel of each convolution, in frames; odd, so that frame `t` of the output is centred on frame
             `t * stride` of the input.
         conv_strides (`list[int]`, *optional*):
-            Stride of each convolution. Defaults to `[2, 2]` for the fixed-rate types (four frames to one embedding, as
-            in the paper) and `[2]` for the CIF types, where CIF does the rest.
+            Stride of each convolution. Defaults to `[2, 2]` for the fixed-rate types with convolutions (four frames to one
+            embedding, as in the paper) and `[2]` for the CIF types, where CIF does the rest.
         num_experts (`int`, *optional*, defaults to 8):
             Number of routed experts.
         num_experts_per_tok (`int`, *optional*, defaults to 2):
@@ -64,7 +99,7 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
         expert_hidden_size (`int`, *optional*, defaults to 1024):
             Width of the hidden layer of one expert.
         expert_bias (`bool`, *optional*, defaults to `False`):
-            Whether the two layers of a routed expert have biases, as the two linear layers of `"conv"` and `"cif"` have.
+            Whether the two layers of a routed expert have biases, as the linear layers of the types without experts have.
         num_shared_experts (`int`, *optional*, defaults to 0):
             Experts that every frame passes through besides the routed ones (DeepSeekMoE, arXiv 2401.06066).
         router_type (`str`, *optional*, defaults to `"linear"`):
@@ -126,8 +161,20 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
 
     projector_type: str = "moe_cif"
     hidden_size: int = 1024
-    intermediate_size: int = 2048
+    intermediate_size: int | None = 2048
     hidden_act: str = "gelu"
+    mlp_bias: bool = True
+    mlp_gated: bool = False
+    mlp_norms: list[str] | tuple[str, ...] | None = None
+    stack_size: int = 4
+    stack_remainder: str = "pad"
+    qformer_window_size: int = 15
+    qformer_num_queries: int = 3
+    qformer_num_hidden_layers: int = 2
+    qformer_num_attention_heads: int = 16
+    qformer_intermediate_size: int = 4096
+    qformer_cross_attention_frequency: int = 1
+    qformer_remainder: str = "mask"
     conv_kernel_size: int = 3
     conv_strides: list[int] | tuple[int, ...] | None = None
     num_experts: int = 8
@@ -164,15 +211,22 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
             ("router_type", ROUTER_TYPES),
             ("routing_level", ROUTING_LEVELS),
             ("merge", MERGES),
+            ("stack_remainder", STACK_REMAINDERS),
+            ("qformer_remainder", QFORMER_REMAINDERS),
         ):
             value = getattr(self, name)
             require(value in choices, f"`{name}` must be one of {list(choices)}, got {value!r}.")
-        if self.conv_strides is None:
-            self.conv_strides = [2] if self.uses_cif else [2, 2]
-        self.conv_strides = list(self.conv_strides)
+        self._check_strides()
+        self._check_mlp()
         for name in (
             "hidden_size",
-            "intermediate_size",
+            "stack_size",
+            "qformer_window_size",
+            "qformer_num_queries",
+            "qformer_num_hidden_layers",
+            "qformer_num_attention_heads",
+            "qformer_intermediate_size",
+            "qformer_cross_attention_frequency",
             "num_experts",
             "num_experts_per_tok",
             "expert_hidden_size",
@@ -224,14 +278,16 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
             self.conv_kernel_size % 2 == 1,
             f"`conv_kernel_size` must be odd so that frames stay centred, got {self.conv_kernel_size}.",
         )
+        for name, most in (
+            ("stack_size", MAX_DOWNSAMPLING),
+            ("qformer_window_size", MAX_WINDOW),
+            ("qformer_num_queries", MAX_QUERIES),
+            ("qformer_num_hidden_layers", MAX_QFORMER_LAYERS),
+        ):
+            require(getattr(self, name) <= most, f"`{name}` must be at most {most}, got {getattr(self, name)}.")
         require(
-            len(self.conv_strides) >= 1 and all(stride >= 1 for stride in self.conv_strides),
-            f"`conv_strides` must hold at least one stride, each at least 1, got {self.conv_strides}.",
-        )
-        require(
-            len(self.conv_strides) <= MAX_CONVOLUTIONS and self.downsampling <= MAX_DOWNSAMPLING,
-            f"`conv_strides` must be at most {MAX_CONVOLUTIONS} and make one frame of at most {MAX_DOWNSAMPLING}, got "
-            f"{len(self.conv_strides)} that make one of {self.downsampling}.",
+            self.reduction != "qformer" or self.hidden_size % self.qformer_num_attention_heads == 0,
+            f"`qformer_num_attention_heads` ({self.qformer_num_attention_heads}) must divide `hidden_size` ({self.hidden_size}).",
         )
         require(
             self.num_experts_per_tok <= self.num_experts,
@@ -261,20 +317,90 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
         )
         super().__post_init__(**kwargs)
 
+    def _check_strides(self) -> None:
+        if not self.uses_convolutions:
+            require(
+                self.conv_strides is None,
+                f"`conv_strides` is an option of convolutions, and `projector_type={self.projector_type!r}` has none; leave it "
+                "out.",
+            )
+            return
+        if self.conv_strides is None:
+            self.conv_strides = [2] if self.uses_cif else [2, 2]
+        self.conv_strides = list(self.conv_strides)
+        require(
+            len(self.conv_strides) >= 1 and all(stride >= 1 for stride in self.conv_strides),
+            f"`conv_strides` must hold at least one stride, each at least 1, got {self.conv_strides}.",
+        )
+        product = math.prod(self.conv_strides)
+        require(
+            len(self.conv_strides) <= MAX_CONVOLUTIONS and product <= MAX_DOWNSAMPLING,
+            f"`conv_strides` must be at most {MAX_CONVOLUTIONS} and make one frame of at most {MAX_DOWNSAMPLING}, got "
+            f"{len(self.conv_strides)} that make one of {product}.",
+        )
+
+    def _check_mlp(self) -> None:
+        self.mlp_norms = list(self.mlp_norms or ())
+        require(
+            all(norm in MLP_NORMS for norm in self.mlp_norms) and len(set(self.mlp_norms)) == len(self.mlp_norms),
+            f"`mlp_norms` may have each of {list(MLP_NORMS)} once, got {self.mlp_norms}.",
+        )
+        require(
+            self.intermediate_size is None or self.intermediate_size >= 1,
+            f"`intermediate_size` must be at least 1, or `None` for one linear layer, got {self.intermediate_size}.",
+        )
+        if self.intermediate_size is None:
+            require(
+                not self.mlp_gated and "hidden" not in self.mlp_norms,
+                "`mlp_gated` and the 'hidden' of `mlp_norms` are options of the hidden layer, which `intermediate_size=None` "
+                "leaves out; set `intermediate_size`.",
+            )
+        plain = {"intermediate_size": self.intermediate_size is not None, "mlp_bias": self.mlp_bias}
+        plain.update(mlp_gated=not self.mlp_gated, mlp_norms=not self.mlp_norms)
+        others = [f"`{name}`" for name, is_plain in plain.items() if not is_plain]
+        require(
+            not self.uses_experts or not others,
+            f"{', '.join(others)}: an option of linear layers, in whose place `projector_type={self.projector_type!r}` has experts; "
+            "leave it out.",
+        )
+
+    @property
+    def reduction(self) -> str:
+        """How frames become fewer: the projector type without experts."""
+        return "conv" if self.projector_type == "moe" else self.projector_type.removeprefix("moe_")
+
+    @property
+    def uses_convolutions(self) -> bool:
+        """Whether strided convolutions are the first layers."""
+        return self.reduction not in ("stack", "qformer")
+
     @property
     def uses_cif(self) -> bool:
         """Whether Continuous Integrate-and-Fire determines the number of embeddings of a recording."""
-        return self.projector_type in ("cif", "moe_cif")
+        return self.reduction == "cif"
 
     @property
     def uses_experts(self) -> bool:
         """Whether frames are routed to experts."""
-        return self.projector_type in ("moe", "moe_cif")
+        return self.projector_type.startswith("moe")
 
     @property
-    def downsampling(self) -> int:
-        """Encoder frames per frame after the convolutions."""
-        return math.prod(self.conv_strides or ())
+    def downsampling(self) -> int | float:
+        """Encoder frames per frame after the convolutions, or per embedding of the types without convolutions."""
+        if self.reduction == "qformer":
+            return self.qformer_window_size / self.qformer_num_queries
+        return self.stack_size if self.reduction == "stack" else math.prod(self.conv_strides or ())
+
+    @property
+    def block_size(self) -> int | None:
+        """Encoder frames that are reduced together and apart from all others; `None` where there are no such blocks."""
+        if self.reduction == "qformer":
+            return self.qformer_window_size
+        return self.stack_size if self.reduction == "stack" else None
+
+    def reduced_size(self, audio_size: int) -> int:
+        """Size of a reduced frame, which the layers into the text space take, for encoder frames of `audio_size`."""
+        return audio_size * self.stack_size if self.reduction == "stack" else self.hidden_size
 
 
 __all__ = ["PROJECTOR_TYPES", "LlmAsrProjectorConfig"]

@@ -5,66 +5,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from .cif import CifState, integrate_and_fire_chunk
 from .outputs_llm_asr import LlmAsrAudioOutput
+from .projector_base import ProjectorStream
 from .speech_encoders import find_speech_encoder
-from .streaming_convolution import StreamingConvolution
 
 
 if TYPE_CHECKING:
     from .modeling_llm_asr import LlmAsrModel
-    from .projector_llm_asr import LlmAsrProjector
-
-
-class StreamingProjectorState:
-    """
-    What a projector keeps of one stream: the ends of its convolutions, the frames that wait for their CIF weight, and the
-    embedding that is not full yet.
-
-    Args:
-        projector ([`LlmAsrProjector`]): The projector.
-        uses_cif (`bool`): Whether it has CIF.
-    """
-
-    def __init__(self, projector: "LlmAsrProjector", uses_cif: bool):
-        self._act_fn = projector.downsampler.act_fn
-        self._convs: list[StreamingConvolution] = []
-        for conv in projector.downsampler.convs:
-            assert isinstance(conv, torch.nn.Conv1d)
-            self._convs.append(StreamingConvolution(conv))
-        self._cif = projector.cif if uses_cif else None
-        self._fired: CifState | None = None
-        if self._cif is not None:
-            self._weight_conv = StreamingConvolution(self._cif.conv)
-            self._waiting = self._cif.conv.weight.new_zeros(0, self._cif.conv.in_channels)
-
-    def downsample(self, frames: torch.Tensor, is_last: bool) -> torch.Tensor:
-        """Frames after the convolutions, of shape `(num_frames, hidden_size)`, as far as they are complete."""
-        for conv in self._convs:
-            frames = self._act_fn(conv.push(frames, is_last))
-        return frames
-
-    def integrate(self, frames: torch.Tensor, is_last: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """
-        Integrate frames after the convolutions.
-
-        Returns:
-            `tuple(torch.Tensor)`: Embeddings `(num_embeds, hidden_size)` that are full now, their fire times in frames
-            `(num_embeds,)`, and the weights `(num_frames,)` that are known now.
-        """
-        assert self._cif is not None
-        self._waiting = torch.cat([self._waiting, frames])
-        alphas = self._cif.weigh(self._weight_conv.push(frames, is_last))
-        weighed, self._waiting = self._waiting[: len(alphas)], self._waiting[len(alphas) :]
-        fired, self._fired = integrate_and_fire_chunk(
-            weighed[None],
-            alphas[None],
-            self._fired,
-            threshold=self._cif.threshold,
-            tail_threshold=self._cif.tail_threshold,
-            is_last=is_last,
-        )
-        return fired.embeds, fired.fire_times, alphas
 
 
 class StreamingAudioState:
@@ -94,7 +41,7 @@ class StreamingAudioState:
         if model.training:
             raise ValueError("The model is in training mode, in which results are random; call `model.eval()`.")
         self.encoder: Any = find_speech_encoder(config.audio_config).open_stream(model.audio_tower, chunks)
-        self.projector = StreamingProjectorState(model.projector, config.projector_config.uses_cif)
+        self.projector: ProjectorStream = model.projector.open_stream()
         self.is_finished = False
 
 
@@ -141,29 +88,27 @@ class LlmAsrStreamingMixin:
         hidden_states = family.encode_stream(self.audio_tower, encoders, input_features, is_last)
         pieces, outputs = [], []
         for state, hidden, last in zip(states, hidden_states, is_last, strict=True):
-            frames = state.projector.downsample(hidden, last)
+            reduced = state.projector.reduce(hidden, last)
             output = LlmAsrAudioOutput(
                 last_hidden_state=hidden[None], num_frames=torch.tensor([len(hidden)], device=hidden.device)
             )
-            if self.config.projector_config.uses_cif:
-                frames, times, alphas = state.projector.integrate(frames, last)
-                output["alphas"], output["fire_times"] = alphas[None], times * self.config.projector_frame_period
+            if reduced.alphas is not None:
+                output["alphas"], output["fire_times"] = reduced.alphas, reduced.fire_times
             state.is_finished = last
-            pieces.append(frames)
+            pieces.append(reduced.frames)
             outputs.append(output)
         lengths = torch.tensor([len(piece) for piece in pieces], device=pieces[0].device)
-        embeds = self._project_embeds(torch.cat(pieces), lengths).split(lengths.tolist())
+        frames = torch.cat(pieces)
+        # Experts take at least one frame.
+        embeds = (
+            self.projector.project(frames, lengths)[0]
+            if len(frames)
+            else frames.new_zeros(0, self.config.text_config.hidden_size)
+        )
+        embeds = embeds.split(lengths.tolist())
         for row, output in enumerate(outputs):
             output["pooler_output"], output["audio_lengths"] = embeds[row], lengths[row : row + 1]
         return outputs
-
-    def _project_embeds(self: Any, frames: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """The projector's last layers, for packed frames of shape `(sum(lengths), hidden_size)`."""
-        if not len(frames):
-            return frames.new_zeros(0, self.config.text_config.hidden_size)
-        if self.config.projector_config.uses_experts:
-            return self.projector.moe(frames, lengths)[0]
-        return self.projector.mlp(frames)
 
 
 def join_audio_outputs(pieces: list[LlmAsrAudioOutput]) -> LlmAsrAudioOutput:

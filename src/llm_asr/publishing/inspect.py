@@ -156,6 +156,14 @@ def describe_projector(config: dict | None) -> dict | None:
     if not settings.uses_experts:
         unused |= {name for name in own if "expert" in name or "rout" in name}
         unused |= {"merge", "norm_topk_prob"}
+    else:
+        unused |= {"intermediate_size", *(name for name in own if name.startswith("mlp_"))}
+    if not settings.uses_convolutions:
+        unused |= {"conv_kernel_size", "conv_strides"}
+    if settings.reduction == "stack":
+        unused.add("hidden_size")
+    for reduction in {"stack", "qformer"} - {settings.reduction}:
+        unused |= {name for name in own if name.startswith(f"{reduction}_")}
     return {"projector_type": settings.projector_type} | {
         name: getattr(settings, name) for name in own if name not in {*unused, "projector_type"}
     }

@@ -16,7 +16,12 @@ class ModelArguments:
     )
     audio_model: str | None = field(default=None, metadata={"help": "Speech encoder: a folder or a Hub id."})
     text_model: str | None = field(default=None, metadata={"help": "Causal language model: a folder or a Hub id."})
-    projector_type: str = field(default="moe_cif", metadata={"help": "One of conv, moe, cif and moe_cif."})
+    projector_type: str = field(
+        default="moe_cif",
+        metadata={
+            "help": "One of conv, cif, stack and qformer, or moe, moe_cif, moe_stack and moe_qformer with a mixture of experts."
+        },
+    )
     # With `None` among the types, Transformers' parser passes the string of a flag on.
     projector: dict | str | None = field(
         default_factory=dict, metadata={"help": "Further fields of `LlmAsrProjectorConfig`, as JSON."}
