@@ -37,6 +37,10 @@ PROJECTOR_KWARGS = {
     "num_experts": 4,
     "num_experts_per_tok": 2,
     "expert_hidden_size": 16,
+    "qformer_window_size": 6,
+    "qformer_num_queries": 2,
+    "qformer_num_attention_heads": 4,
+    "qformer_intermediate_size": 40,
     "initializer_range": 0.2,
 }
 

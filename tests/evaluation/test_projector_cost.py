@@ -26,6 +26,18 @@ def make_config(projector_type, **options):
         ("stack", {"intermediate_size": None}),
         ("stack", {"mlp_gated": True, "mlp_norms": ["input", "hidden", "output"]}),
         ("moe_stack", {"num_experts_per_tok": 4}),
+        ("qformer", {"qformer_num_attention_heads": 4, "qformer_window_size": 20}),
+        (
+            "qformer",
+            {
+                "qformer_num_attention_heads": 2,
+                "qformer_num_hidden_layers": 5,
+                "qformer_cross_attention_frequency": 2,
+                "qformer_window_size": 10,
+                "qformer_num_queries": 4,
+                "intermediate_size": None,
+            },
+        ),
         # With one expert the fallback has no padding, so it does not compute additional products.
         ("moe", {"num_experts": 1, "num_experts_per_tok": 1, "num_shared_experts": 2}),
         ("moe", {"num_experts_per_tok": 4, "router_type": "mlp", "router_hidden_size": 8}),
@@ -35,9 +47,12 @@ def make_config(projector_type, **options):
 def test_operations_equal_the_count_of_torch(projector_type, options):
     """Uses ten seconds of audio in float64, because PyTorch counts all of its products in float64."""
     config = make_config(projector_type, **options)
-    projector = build_projector(config).double()
+    projector = build_projector(config).double().requires_grad_(False)
     for parameter in projector.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
+    if hasattr(projector, "qformer"):
+        # PyTorch does not count fused attention.
+        projector.qformer.set_attn_implementation("eager")
     lengths = torch.tensor([35]) if config.projector_config.uses_cif else None
     frames, mask = torch.randn(1, 500, 32, dtype=torch.float64), torch.ones(1, 500, dtype=torch.bool)
     with FlopCounterMode(display=False) as counter, torch.no_grad():

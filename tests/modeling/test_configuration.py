@@ -24,6 +24,8 @@ def test_defaults():
         ("moe_cif", True, [2], 2),
         ("stack", False, None, 4),
         ("moe_stack", False, None, 4),
+        ("qformer", False, None, 5),
+        ("moe_qformer", False, None, 5),
     ],
 )
 def test_properties_follow_the_projector_type(projector_type, uses_cif, strides, downsampling):
@@ -38,7 +40,8 @@ def test_downsampling_is_the_product_of_the_strides():
 
 
 def test_each_type_exists_with_and_without_experts():
-    assert PROJECTOR_TYPES == ("conv", "moe", "cif", "moe_cif", "stack", "moe_stack")
+    assert PROJECTOR_TYPES[:4] == ("conv", "moe", "cif", "moe_cif")
+    assert PROJECTOR_TYPES[4:] == ("stack", "moe_stack", "qformer", "moe_qformer")
     for plain, with_experts in zip(PROJECTOR_TYPES[::2], PROJECTOR_TYPES[1::2], strict=True):
         configs = [LlmAsrProjectorConfig(projector_type=name) for name in (plain, with_experts)]
         assert [config.uses_experts for config in configs] == [False, True]
@@ -136,6 +139,12 @@ IMPOSSIBLE_VALUES = [
     ({"projector_type": "stack", "stack_size": 65}, "stack_size"),
     ({"projector_type": "stack", "stack_remainder": "keep"}, "stack_remainder"),
     ({"projector_type": "stack", "conv_strides": [2]}, "conv_strides"),
+    ({"projector_type": "qformer", "conv_strides": [2]}, "conv_strides"),
+    ({"projector_type": "qformer", "qformer_window_size": 0}, "qformer_window_size"),
+    ({"projector_type": "qformer", "qformer_num_queries": 100_000}, "qformer_num_queries"),
+    ({"projector_type": "qformer", "qformer_num_hidden_layers": 1000}, "qformer_num_hidden_layers"),
+    ({"projector_type": "qformer", "qformer_num_attention_heads": 3}, "qformer_num_attention_heads"),
+    ({"projector_type": "qformer", "qformer_remainder": "drop"}, "qformer_remainder"),
     ({"projector_type": "conv", "mlp_norms": ["middle"]}, "mlp_norms"),
     ({"projector_type": "conv", "mlp_norms": ["input", "input"]}, "mlp_norms"),
     ({"projector_type": "conv", "intermediate_size": None, "mlp_gated": True}, "mlp_gated"),

@@ -19,12 +19,13 @@ INHERITED_OPTIONS = (
     "torch_dtype",
 )
 
-PROJECTOR_TYPES = ("conv", "moe", "cif", "moe_cif", "stack", "moe_stack")
+PROJECTOR_TYPES = ("conv", "moe", "cif", "moe_cif", "stack", "moe_stack", "qformer", "moe_qformer")
 ROUTER_TYPES = ("linear", "mlp")
 ROUTING_LEVELS = ("frame", "utterance")
 MERGES = ("output", "parameters")
 MLP_NORMS = ("input", "hidden", "output")
 STACK_REMAINDERS = ("pad", "drop")
+QFORMER_REMAINDERS = ("mask", "zeros")
 
 # Several times the number that the fastest speech needs at the lowest frame rates.
 MAX_FIRES_PER_FRAME = 16
@@ -32,6 +33,8 @@ MAX_FIRES_PER_FRAME = 16
 # Wider than any use needs. Outside this range, CIF fires never or everywhere.
 CIF_RANGE = (0.01, 100.0)
 MAX_CONVOLUTIONS, MAX_DOWNSAMPLING = 16, 64
+# Several minutes of frames, more queries than any window needs, and more layers than any Q-Former has.
+MAX_WINDOW, MAX_QUERIES, MAX_QFORMER_LAYERS = 20_000, 4096, 100
 
 
 @strict
@@ -44,10 +47,11 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
     Args:
         projector_type (`str`, *optional*, defaults to `"moe_cif"`):
             How frames become embeddings: `"conv"` (strided convolutions, fixed rate), `"cif"` (Continuous
-            Integrate-and-Fire, dynamic rate) or `"stack"` (`stack_size` frames beside each other, fixed rate), each with two
-            linear layers; or `"moe"`, `"moe_cif"` and `"moe_stack"`, the same with a mixture of experts in their place.
+            Integrate-and-Fire, dynamic rate), `"stack"` (`stack_size` frames beside each other, fixed rate) or `"qformer"`
+            (learned queries over windows of frames, fixed rate), each with two linear layers; or `"moe"`, `"moe_cif"`,
+            `"moe_stack"` and `"moe_qformer"`, the same with a mixture of experts in their place.
         hidden_size (`int`, *optional*, defaults to 1024):
-            Width of the convolutions.
+            Width of the convolutions, or of the Q-Former.
         intermediate_size (`int`, *optional*, defaults to 2048):
             Width of the hidden layer between the two linear layers of the types without experts. `None` leaves one linear
             layer without activation.
@@ -66,6 +70,21 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
         stack_remainder (`str`, *optional*, defaults to `"pad"`):
             `"pad"` fills up the last frames of a recording with zeros if they are fewer than `stack_size`; `"drop"` leaves
             them out, so that a recording shorter than `stack_size` frames has no embedding.
+        qformer_window_size (`int`, *optional*, defaults to 15):
+            Frames of the speech encoder in one window of `"qformer"`.
+        qformer_num_queries (`int`, *optional*, defaults to 3):
+            Embeddings of a window.
+        qformer_num_hidden_layers (`int`, *optional*, defaults to 2):
+            Layers of the Q-Former.
+        qformer_num_attention_heads (`int`, *optional*, defaults to 16):
+            Heads of its attention; a divisor of `hidden_size`.
+        qformer_intermediate_size (`int`, *optional*, defaults to 4096):
+            Width of its feed-forward layers.
+        qformer_cross_attention_frequency (`int`, *optional*, defaults to 1):
+            Queries attend to frames in the first of as many layers, and to one another in all layers.
+        qformer_remainder (`str`, *optional*, defaults to `"mask"`):
+            What the queries see of the frames that are missing in the last window of a recording: nothing (`"mask"`), or
+            zeros (`"zeros"`), as in Granite Speech.
         conv_kernel_size (`int`, *optional*, defaults to 3):
             Kernel of each convolution, in frames; odd, so that frame `t` of the output is centred on frame
             `t * stride` of the input.
@@ -149,6 +168,13 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
     mlp_norms: list[str] | tuple[str, ...] | None = None
     stack_size: int = 4
     stack_remainder: str = "pad"
+    qformer_window_size: int = 15
+    qformer_num_queries: int = 3
+    qformer_num_hidden_layers: int = 2
+    qformer_num_attention_heads: int = 16
+    qformer_intermediate_size: int = 4096
+    qformer_cross_attention_frequency: int = 1
+    qformer_remainder: str = "mask"
     conv_kernel_size: int = 3
     conv_strides: list[int] | tuple[int, ...] | None = None
     num_experts: int = 8
@@ -186,6 +212,7 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
             ("routing_level", ROUTING_LEVELS),
             ("merge", MERGES),
             ("stack_remainder", STACK_REMAINDERS),
+            ("qformer_remainder", QFORMER_REMAINDERS),
         ):
             value = getattr(self, name)
             require(value in choices, f"`{name}` must be one of {list(choices)}, got {value!r}.")
@@ -194,6 +221,12 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
         for name in (
             "hidden_size",
             "stack_size",
+            "qformer_window_size",
+            "qformer_num_queries",
+            "qformer_num_hidden_layers",
+            "qformer_num_attention_heads",
+            "qformer_intermediate_size",
+            "qformer_cross_attention_frequency",
             "num_experts",
             "num_experts_per_tok",
             "expert_hidden_size",
@@ -245,9 +278,16 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
             self.conv_kernel_size % 2 == 1,
             f"`conv_kernel_size` must be odd so that frames stay centred, got {self.conv_kernel_size}.",
         )
+        for name, most in (
+            ("stack_size", MAX_DOWNSAMPLING),
+            ("qformer_window_size", MAX_WINDOW),
+            ("qformer_num_queries", MAX_QUERIES),
+            ("qformer_num_hidden_layers", MAX_QFORMER_LAYERS),
+        ):
+            require(getattr(self, name) <= most, f"`{name}` must be at most {most}, got {getattr(self, name)}.")
         require(
-            self.stack_size <= MAX_DOWNSAMPLING,
-            f"`stack_size` must be at most {MAX_DOWNSAMPLING}, got {self.stack_size}.",
+            self.reduction != "qformer" or self.hidden_size % self.qformer_num_attention_heads == 0,
+            f"`qformer_num_attention_heads` ({self.qformer_num_attention_heads}) must divide `hidden_size` ({self.hidden_size}).",
         )
         require(
             self.num_experts_per_tok <= self.num_experts,
@@ -332,7 +372,7 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
     @property
     def uses_convolutions(self) -> bool:
         """Whether strided convolutions are the first layers."""
-        return self.reduction != "stack"
+        return self.reduction not in ("stack", "qformer")
 
     @property
     def uses_cif(self) -> bool:
@@ -345,13 +385,17 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
         return self.projector_type.startswith("moe")
 
     @property
-    def downsampling(self) -> int:
-        """Encoder frames per frame after the convolutions, or per stack."""
+    def downsampling(self) -> int | float:
+        """Encoder frames per frame after the convolutions, or per embedding of the types without convolutions."""
+        if self.reduction == "qformer":
+            return self.qformer_window_size / self.qformer_num_queries
         return self.stack_size if self.reduction == "stack" else math.prod(self.conv_strides or ())
 
     @property
     def block_size(self) -> int | None:
         """Encoder frames that are reduced together and apart from all others; `None` where there are no such blocks."""
+        if self.reduction == "qformer":
+            return self.qformer_window_size
         return self.stack_size if self.reduction == "stack" else None
 
     def reduced_size(self, audio_size: int) -> int:

@@ -7,6 +7,7 @@ from transformers import initialization as init
 from .cif import AlphaProjection
 from .expert_balance import ExpertBalance
 from .mixture_of_experts import Experts, TopKRouter
+from .projector_qformer import QUERY_STD, QFormerProjector
 
 
 @torch.no_grad()
@@ -39,6 +40,9 @@ def init_projector_module(module: nn.Module, initializer_range: float | None) ->
     elif isinstance(module, ExpertBalance):
         for buffer in module.buffers():
             init.zeros_(buffer)
+    elif isinstance(module, QFormerProjector):
+        # The layers of the Q-Former are initialised by its own class.
+        init.normal_(module.query, mean=0.0, std=QUERY_STD)
     elif isinstance(module, AlphaProjection):
         draw(module.weight)
         init.constant_(module.bias, module.initial_bias)

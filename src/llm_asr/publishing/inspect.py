@@ -159,9 +159,11 @@ def describe_projector(config: dict | None) -> dict | None:
     else:
         unused |= {"intermediate_size", *(name for name in own if name.startswith("mlp_"))}
     if not settings.uses_convolutions:
-        unused |= {"hidden_size", "conv_kernel_size", "conv_strides"}
-    if settings.reduction != "stack":
-        unused |= {"stack_size", "stack_remainder"}
+        unused |= {"conv_kernel_size", "conv_strides"}
+    if settings.reduction == "stack":
+        unused.add("hidden_size")
+    for reduction in {"stack", "qformer"} - {settings.reduction}:
+        unused |= {name for name in own if name.startswith(f"{reduction}_")}
     return {"projector_type": settings.projector_type} | {
         name: getattr(settings, name) for name in own if name not in {*unused, "projector_type"}
     }

@@ -16,7 +16,7 @@ from transformers.generation import StoppingCriteria, StoppingCriteriaList
 from ..modeling.decoding_guards import AudioLengthCriteria
 from ..modeling.draft_decoding import decode_with_drafts, find_unsupported, has_attention_alone
 from ..modeling.token_logprobs import TokenLogprobs
-from ..processing.cpu_precision import cast_slow_weights
+from ..processing.cpu_precision import loaded_dtype, set_dtype
 from ..publishing.front_end import PromptEmbeds
 from .batching import DynamicBatcher
 from .engine import Decoding, Engine, EngineDeadError, NewTokens, end_token_ids
@@ -50,7 +50,7 @@ class TransformersEngine(Engine):
     Args:
         folder (`Path`): Folder of the exported language model.
         dtype (`str`): Dtype of the weights. `"auto"` means the dtype in which they were saved, or float32 if that dtype is
-            slow on the CPU.
+            slow on the CPU. `"int8"` is for the CPU; see [`quantize_int8`].
         device (`torch.device`): Device of the model.
         batch_size (`int`): Largest number of prompts in a batch.
         max_queued (`int`): Largest number of prompts in the queue.
@@ -66,16 +66,16 @@ class TransformersEngine(Engine):
         )
 
     async def start(self) -> None:
+        dtype = loaded_dtype(self.dtype)
         # mypy does not bind `to` of a model, because Transformers decorates it.
-        self.model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=self.dtype).to(self.device).eval()  # type: ignore[arg-type]
+        self.model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=dtype).to(self.device).eval()  # type: ignore[arg-type]
         # `generate` checks the same, but only when a request has come.
         if "inputs_embeds" not in inspect.signature(self.model.prepare_inputs_for_generation).parameters:
             raise ValueError(
                 f"The language model is a {type(self.model).__name__}, whose `generate` does not take `inputs_embeds` in "
                 "Transformers; serve it with `--engine vllm`, or transcribe with `llm-asr transcribe`."
             )
-        if self.dtype == "auto":
-            cast_slow_weights(self.model)
+        set_dtype(self.model, self.dtype)
         if (self.model.generation_config.num_beams or 1) > 1:
             raise ValueError(
                 "The checkpoint's `generation_config` asks for beam search, which the server does not support; set "

@@ -18,7 +18,9 @@ class ModelArguments:
     text_model: str | None = field(default=None, metadata={"help": "Causal language model: a folder or a Hub id."})
     projector_type: str = field(
         default="moe_cif",
-        metadata={"help": "One of conv, cif and stack, or moe, moe_cif and moe_stack with a mixture of experts."},
+        metadata={
+            "help": "One of conv, cif, stack and qformer, or moe, moe_cif, moe_stack and moe_qformer with a mixture of experts."
+        },
     )
     # With `None` among the types, Transformers' parser passes the string of a flag on.
     projector: dict | str | None = field(
