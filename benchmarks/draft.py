@@ -61,7 +61,8 @@ def make_batches(args: argparse.Namespace, model, batch_size: int) -> Iterator[B
     for _ in range(args.repeats):
         audio = [0.1 * replaced.standard_normal(args.seconds * SAMPLING_RATE) for _ in range(batch_size)]
         contestant = Contestant(model, audio, our_features, size.audio["num_mel_bins"])
-        options = {"max_new_tokens": args.tokens}
+        # Random weights repeat a few tokens, which are no measure for realigning a draft.
+        options = {"max_new_tokens": args.tokens, "no_repeat_ngram_size": 1}
 
         def draft(transcripts: torch.Tensor) -> dict[str, Any]:
             is_wrong = torch.from_numpy(replaced.random(transcripts.shape) >= args.correct).to(transcripts.device)
