@@ -109,7 +109,7 @@ def test_logits_processors_receive_only_new_tokens(model_and_processor, recordin
 def test_streamers_receive_the_transcript(parts, recordings, capsys, use_draft):
     model, processor = compose(parts, "cif", draft_head=True)
     inputs = processor.apply_transcription_request(recordings[0])
-    tokens = model.generate(**inputs, **OPTIONS)[0]
+    tokens = model.generate(**inputs, **OPTIONS, use_draft=False)[0]
     capsys.readouterr()
     streamer = TextStreamer(processor.tokenizer, skip_special_tokens=True)
     model.generate(**inputs, **OPTIONS, streamer=streamer, use_draft=use_draft)
@@ -120,9 +120,12 @@ def test_streamers_receive_the_transcript(parts, recordings, capsys, use_draft):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"output_attentions": True}, "`output_attentions` must be False with a draft"),
-        ({"output_hidden_states": True}, "`output_hidden_states` must be False with a draft"),
-        ({"cache_implementation": "static"}, "`cache_implementation` must be 'dynamic' with a draft"),
+        ({"output_attentions": True}, "`output_attentions` must be False with `use_draft` or `draft_ids`"),
+        ({"output_hidden_states": True}, "`output_hidden_states` must be False with `use_draft` or `draft_ids`"),
+        (
+            {"cache_implementation": "static"},
+            "`cache_implementation` must be 'dynamic' with `use_draft` or `draft_ids`",
+        ),
         ({"synced_gpus": True}, "`synced_gpus` must be False with `use_draft` or `draft_ids`"),
     ],
 )
@@ -137,7 +140,7 @@ def test_drafts_return_the_scores_of_each_token(parts, recordings):
     model, processor = compose(parts, "cif", draft_head=True)
     inputs = processor.apply_transcription_request(recordings[0])
     options = {**OPTIONS, "return_dict_in_generate": True, "output_scores": True, "output_logits": True}
-    expected = model.generate(**inputs, **options)
+    expected = model.generate(**inputs, **options, use_draft=False)
     found = model.generate(**inputs, **options, use_draft=True)
     assert torch.equal(found.sequences, expected.sequences)
     for name in ("scores", "logits"):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tiny_models import compose
+from transformers import set_seed
 
 from llm_asr.modeling.decoding_guards import SPARE_TOKENS, compression_ratio
 from llm_asr.modeling.draft_decoding import DraftAligner
@@ -14,21 +15,6 @@ def make(parts, projector_type="cif", **kwargs):
     if projector_type in ("cif", "moe_cif"):
         kwargs = {"draft_head": True, "expected_tokens_per_second": 6.0, **kwargs}
     return compose(parts, projector_type, **kwargs)
-
-
-@pytest.fixture
-def forwards(monkeypatch):
-    """Counts forward passes of the language model."""
-
-    class Counter:
-        def watch(self, model):
-            self.count = 0
-            model.model.language_model.register_forward_hook(self._add)
-
-        def _add(self, *args):
-            self.count += 1
-
-    return Counter()
 
 
 # --- Length -----------------------------------------------------------------------------------------------------------
@@ -100,6 +86,56 @@ def test_confidence_equals_the_probabilities_of_the_steps(parts, recordings, exp
         expected = row[range(length), row_tokens[:length]].mean()
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(silent, row[0, model.generation_config.eos_token_id].exp().sum())
+
+
+def force(model, inputs, tokens):
+    """Log-probabilities of tokens by another pass, of shape `(batch_size, length, vocab_size)`."""
+    merged, _ = model.model.merge_audio_and_text(**inputs, padding_side="left")
+    embeds = torch.cat([merged.inputs_embeds, model.get_input_embeddings()(tokens)], dim=1)
+    mask = torch.nn.functional.pad(merged.attention_mask, (0, tokens.shape[1]), value=1)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    logits = model(inputs_embeds=embeds, attention_mask=mask, position_ids=positions).logits
+    return logits[:, -tokens.shape[1] - 1 : -1].float().log_softmax(-1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_draft": False},
+        {"use_draft": True},
+        {"do_sample": True, "temperature": 2.0},
+        {"do_sample": True, "use_draft": True},
+        {"num_beams": 3},
+        {"cache_implementation": "static"},
+        {"repetition_penalty": 1.5},
+        {"temperature": [0.0], "logprob_threshold": -100.0},
+    ],
+)
+def test_confidence_takes_no_pass_of_its_own(parts, recordings, forwards, options):
+    model, processor = make(parts, "cif")
+    inputs = processor.apply_transcription_request(recordings)
+    options = {**options, "max_new_tokens": 8, "return_dict_in_generate": True}
+    # Another end than that of other tests, so that rows end at different places.
+    model.generation_config.eos_token_id = int(model.generate(**inputs, **options).sequences[0, 4])
+    model.generation_config.pad_token_id = 0
+    forwards.watch(model)
+    set_seed(0)
+    expected = model.generate(**inputs, **options)
+    most, forwards.count = forwards.count, 0
+    set_seed(0)
+    outputs = model.generate(**inputs, **options, output_confidence=True)
+    assert forwards.count == most
+    assert torch.equal(outputs.sequences, expected.sequences)
+    assert set(outputs) - set(expected) <= {"avg_logprobs", "no_speech_probs"}
+    logprobs = force(model, inputs, outputs.sequences)
+    is_end = outputs.sequences == model.generation_config.eos_token_id
+    assert is_end[0].any()
+    written = is_end.cumsum(-1) - is_end.long() == 0
+    chosen = logprobs.gather(-1, outputs.sequences[..., None])[..., 0]
+    averages = torch.stack([row[kept].mean() for row, kept in zip(chosen, written, strict=True)])
+    torch.testing.assert_close(outputs.avg_logprobs, averages, rtol=1e-4, atol=1e-4)
+    silences = logprobs[:, 0, model.generation_config.eos_token_id].exp()
+    torch.testing.assert_close(outputs.no_speech_probs, silences, rtol=1e-4, atol=1e-4)
 
 
 def test_the_compression_ratio_is_high_for_repetition():
@@ -193,35 +229,29 @@ def test_drafts_do_not_change_the_tokens(parts, recordings, projector_type, expa
             token = processor.audio_token
             (prompt,) = processor.apply_transcription_request(recording, tokenize=False)
             inputs |= processor.tokenize_requests([prompt.replace(token, 5 * token)])
-        greedy = model.generate(**inputs)
+        greedy = model.generate(**inputs, use_draft=False)
         assert torch.equal(model.generate(**inputs, use_draft=True), greedy)
-        again = model.generate(**inputs, use_draft=True, repetition_penalty=1.3, no_repeat_ngram_size=3)
-        assert torch.equal(again, model.generate(**inputs, repetition_penalty=1.3, no_repeat_ngram_size=3))
-
-
-def drafting(model, tokens):
-    """Make the model draft `tokens`."""
-    logits = torch.nn.functional.one_hot(torch.tensor(tokens), model.config.text_config.vocab_size).float()
-    model.draft = lambda audio_embeds, audio_lengths: logits
+        options = {"repetition_penalty": 1.3, "no_repeat_ngram_size": 3}
+        again = model.generate(**inputs, **options, use_draft=True)
+        assert torch.equal(again, model.generate(**inputs, **options, use_draft=False))
 
 
 def test_a_right_draft_takes_one_pass_and_a_wrong_token_one_more(parts, recordings, forwards):
     model, processor = make(parts)
     inputs = processor.apply_transcription_request(recordings[1])
-    *transcript, end = model.generate(**inputs, max_new_tokens=14)[0].tolist()
+    *transcript, end = model.generate(**inputs, max_new_tokens=14, use_draft=False)[0].tolist()
     assert len(set(transcript)) > 5
     # From now on the last token ends the transcript.
     transcript = transcript[: transcript.index(end)] if end in transcript else transcript
     model.generation_config.eos_token_id = end
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
-    greedy = model.generate(**inputs)
+    greedy = model.generate(**inputs, use_draft=False)
     assert greedy[0].tolist() == [*transcript, end]
     forwards.watch(model)
 
     def passes(draft):
-        drafting(model, draft)
         forwards.count = 0
-        assert torch.equal(model.generate(**inputs, use_draft=True), greedy)
+        assert torch.equal(model.generate(**inputs, draft_ids=torch.tensor(draft)), greedy)
         return forwards.count
 
     middle = len(transcript) // 2
@@ -242,7 +272,7 @@ def test_a_draft_of_the_caller_is_verified(parts, recordings, forwards, projecto
     model, processor = compose(parts, projector_type)
     inputs = processor.apply_transcription_request(recordings[1])
     options = {"max_new_tokens": 8, "min_new_tokens": 8}
-    greedy = model.generate(**inputs, **options)
+    greedy = model.generate(**inputs, **options, use_draft=False)
     forwards.watch(model)
     for draft_ids, most in ((greedy[0], 1), (greedy[0, :5], 4), (greedy[0, 2:], 8), (torch.tensor([5, 7]), 8)):
         forwards.count = 0
@@ -250,7 +280,7 @@ def test_a_draft_of_the_caller_is_verified(parts, recordings, forwards, projecto
         assert forwards.count <= most
     with pytest.raises(ValueError, match="`draft_ids` take the place of the draft head"):
         model.generate(**inputs, draft_ids=greedy[0], use_draft=True)
-    with pytest.raises(ValueError, match="`draft_ids` need one recording at a time, and there are 3"):
+    with pytest.raises(ValueError, match=r"`draft_ids` has 1 draft\(s\) for 3 row\(s\)"):
         model.generate(**processor.apply_transcription_request(recordings), draft_ids=greedy[0])
     with pytest.raises(ValueError, match="`draft_ids` need a recording"):
         model.generate(inputs["input_ids"], draft_ids=greedy[0])
@@ -261,18 +291,10 @@ def test_a_draft_of_the_caller_is_verified(parts, recordings, forwards, projecto
 def test_drafts_with_sampling_and_fallback(parts, recordings):
     model, processor = make(parts)
     inputs = processor.apply_transcription_request(recordings[1])
-    greedy = model.generate(**inputs)
+    greedy = model.generate(**inputs, use_draft=False)
     outputs = model.generate(**inputs, use_draft=True, temperature=[0.0, 1.0], logprob_threshold=-1e9)
     assert torch.equal(outputs, greedy)
     assert model.generate(**inputs, use_draft=True, temperature=[0.0, 1.0], logprob_threshold=0.0).shape[1]
-
-
-def test_drafts_need_a_single_recording(parts, recordings):
-    model, processor = make(parts)
-    with pytest.raises(ValueError, match="one recording at a time"):
-        model.generate(**processor.apply_transcription_request(recordings), use_draft=True)
-    with pytest.raises(ValueError, match="`num_beams` must be 1"):
-        model.generate(**processor.apply_transcription_request(recordings[0]), use_draft=True, num_beams=2)
 
 
 def test_drafts_are_equal_alone_and_in_a_batch(parts, recordings):
@@ -338,10 +360,10 @@ def test_the_draft_is_continued_after_matching_tokens():
     draft = torch.tensor([11, 12, 13, 14, 15, 2])
 
     def left(accepted):
-        aligner = DraftAligner(draft)
+        aligner = DraftAligner(draft.tolist())
         for token in accepted:
             aligner.accept(token)
-        return aligner.rest().tolist()
+        return aligner.rest()
 
     assert left([]) == draft.tolist()
     assert left([11, 12, 99]) == [14, 15, 2]

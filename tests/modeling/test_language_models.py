@@ -143,15 +143,32 @@ def test_tokens_are_the_same_alone_in_a_batch_and_reloaded(composed, recordings,
 def test_drafts_and_confidence(composed, recordings, name):
     model, processor = composed(name)
     request = processor.apply_transcription_request(recordings[:1])
-    outputs = model.generate(**request, **GREEDY, return_dict_in_generate=True, output_confidence=True)
+    options = {**GREEDY, "use_draft": False, "return_dict_in_generate": True, "output_confidence": True}
+    outputs = model.generate(**request, **options)
     drafted = model.generate(**request, **GREEDY, use_draft=True)
     assert torch.equal(drafted, outputs.sequences)
+    drafted = model.generate(**request, **{**options, "use_draft": True})
+    torch.testing.assert_close(drafted.avg_logprobs, outputs.avg_logprobs, **KERNEL_NOISE)
     # By teacher forcing, through `forward`.
     sequences = torch.cat([request["input_ids"], outputs.sequences], dim=1)
     forced = {**request, "input_ids": sequences, "attention_mask": torch.ones_like(sequences)}
     logprobs = model(**forced).logits[:, -GREEDY["max_new_tokens"] - 1 : -1].log_softmax(-1)
     expected = logprobs.gather(-1, outputs.sequences[..., None]).mean()
     torch.testing.assert_close(outputs.avg_logprobs[0], expected, **KERNEL_NOISE)
+
+
+@every_family
+def test_drafts_of_a_batch_do_not_change_the_tokens(composed, recordings, name):
+    """Rejected tokens must not count in windows, rows of several lengths must not mix, and rows that end leave."""
+    model, processor = composed(name)
+    prompts = ["five", None, "one two three four", None]
+    request = processor.apply_transcription_request([*recordings, recordings[0]], prompt=prompts)
+    greedy = model.generate(**request, max_new_tokens=16, min_new_tokens=16, use_draft=False)
+    ids = greedy.tolist()
+    # Right, wrong in the middle, one token too many and one too few.
+    drafts = [ids[0], [*ids[1][:4], 7, *ids[1][5:]], [*ids[2][:9], 7, *ids[2][9:]], [*ids[3][:6], *ids[3][7:]]]
+    request["draft_ids"] = [torch.tensor(draft) for draft in drafts]
+    assert torch.equal(model.generate(**request, max_new_tokens=16, min_new_tokens=16), greedy)
 
 
 @every_family

@@ -97,6 +97,16 @@ def test_the_pipeline_translates_without_identifying_a_language(transcriber, rec
     assert [chunk["timestamp"] for chunk in timed["chunks"]] == [(0.0, 2.1)]
 
 
+def test_translations_are_not_drafted(transcriber, recordings, monkeypatch):
+    drafted = []
+    draft = transcriber.model.draft
+    monkeypatch.setattr(transcriber.model, "draft", lambda *given: drafted.append(given) or draft(*given))
+    transcriber(recordings[2], max_new_tokens=2)
+    assert len(drafted) == 1
+    transcriber(recordings[2], task="translate", target_language="en", max_new_tokens=2)
+    assert len(drafted) == 1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -144,7 +144,7 @@ def test_each_part_contains_only_what_it_needs(parts, tmp_path, text):
 
     whole = model.model
     embedding = whole.get_input_embeddings()
-    assert count(front_end) == count(whole.audio_tower, whole.projector, embedding)
+    assert count(front_end) == count(whole.audio_tower, whole.projector, embedding, model.draft_head)
     head = 0 if text == "qwen2-tied" else count(model.lm_head)
     assert count(text_model) == count(whole.language_model) + head
     assert not any("layers." in name for name, _ in front_end.language_model.named_modules())

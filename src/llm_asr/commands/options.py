@@ -7,7 +7,10 @@ from pathlib import Path
 
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+# Weights of 8 bits are for recognition on CPUs.
+RECOGNITION_DTYPES = (*DTYPES, "int8")
 DTYPE_HELP = "Dtype of the weights; by default the saved one, or float32 if the saved one is slow on the CPU."
+INT8_HELP = f"{DTYPE_HELP} int8 is faster, for CPUs."
 CHECKPOINT_FORMS = ("full", "slim", "adapter")
 
 
@@ -22,7 +25,7 @@ def add_recognition_arguments(parser: argparse.ArgumentParser) -> None:
         help="Voice activity detection; by default energy.",
     )
     parser.add_argument("--device", default="auto", help="Device: auto, cpu, cuda, cuda:1, mps, ...")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help=DTYPE_HELP)
+    parser.add_argument("--dtype", choices=RECOGNITION_DTYPES, default="auto", help=INT8_HELP)
     parser.add_argument("--trust-remote-code", action="store_true", help="Run code from the checkpoint.")
 
 
@@ -102,6 +105,17 @@ def choose_device(name: str):
         return torch.empty(0, device=name).device
     except (AssertionError, RuntimeError) as error:
         raise UsageError(f"--device {name!r} cannot be used: {error}") from error
+
+
+def check_dtype(dtype: str, device) -> None:
+    """
+    Raises:
+        `UsageError`: If the dtype cannot be used on the device.
+    """
+    if dtype == "int8" and device.type != "cpu":
+        raise UsageError(
+            f"--dtype int8 is for the CPU, and the device is {str(device)!r}; pass --device cpu or another dtype."
+        )
 
 
 def check_voice_activity(name: str) -> None:

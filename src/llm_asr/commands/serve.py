@@ -11,9 +11,10 @@ from pathlib import Path
 from ..memory import trimmed_memory
 from ..serving.settings import ENGINES, ServerSettings
 from .options import (
-    DTYPE_HELP,
-    DTYPES,
+    INT8_HELP,
+    RECOGNITION_DTYPES,
     UsageError,
+    check_dtype,
     check_voice_activity,
     choose_device,
     loading,
@@ -77,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--engine-args", type=parse_json_object, default={}, metavar="JSON", help="Fields of vLLM's AsyncEngineArgs."
     )
     parser.add_argument("--device", default="auto", help="Device of the front end: auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help=DTYPE_HELP)
+    parser.add_argument("--dtype", choices=RECOGNITION_DTYPES, default="auto", help=INT8_HELP)
     parser.add_argument("--cache-dir", type=Path, help="Folder for exports; by default ~/.cache/llm-asr/exports.")
     defaults = ServerSettings()
     for name, described in SETTINGS.items():
@@ -143,6 +144,11 @@ def make_server(args: argparse.Namespace, settings: ServerSettings):
     from ..serving.transcriber import Transcriber
 
     device = choose_device(args.device)
+    check_dtype(args.dtype, device)
+    if args.dtype == "int8" and args.engine == "vllm":
+        raise ValueError(
+            "`--dtype int8` is for `--engine transformers`; vLLM has `--engine-args '{\"quantization\": ...}'`."
+        )
     names = tuple(args.served_model_name or [args.model])
     with loading(repr(args.model)):
         exported = export_cached(args.model, args.cache_dir or default_cache())

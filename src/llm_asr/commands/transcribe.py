@@ -16,6 +16,7 @@ from .options import (
     UsageError,
     add_keyword_arguments,
     add_recognition_arguments,
+    check_dtype,
     check_voice_activity,
     choose_device,
     describe_error,
@@ -161,19 +162,19 @@ def load_transcriber(args: argparse.Namespace):
     from transformers import pipeline
 
     from .. import registration  # noqa: F401 (registers the model with the `Auto` classes)
-    from ..processing.cpu_precision import cast_slow_weights
+    from ..processing.cpu_precision import loaded_dtype, set_dtype
 
     device = choose_device(args.device)
+    check_dtype(args.dtype, device)
     with loading(f"--model {args.model!r}"):
         transcriber = pipeline(
             "automatic-speech-recognition",
             model=args.model,
             device=device,
-            dtype=args.dtype,
+            dtype=loaded_dtype(args.dtype),
             trust_remote_code=args.trust_remote_code,
         )
-    if args.dtype == "auto":
-        cast_slow_weights(transcriber.model)
+        set_dtype(transcriber.model, args.dtype)
     return transcriber
 
 

@@ -236,7 +236,7 @@ def transcribe_passes(
     Args:
         model ([`LlmAsrForConditionalGeneration`]): The model.
         processor ([`LlmAsrProcessor`]): Its processor.
-        passes (`list[Pass]`): Segments. The draft of a single one is verified.
+        passes (`list[Pass]`): Segments. Their drafts are verified.
         audio (`list[LlmAsrAudioOutput]`, *optional*): The segments from [`encode_segments`].
 
     Returns:
@@ -259,8 +259,8 @@ def transcribe_passes(
     options: dict = {}
     if model.generation_config.max_new_tokens is None and model.generation_config.max_new_tokens_per_second is None:
         options["max_new_tokens"] = DEFAULT_MAX_NEW_TOKENS
-    if len(passes) == 1 and passes[0].draft_ids:
-        options["draft_ids"] = torch.tensor(passes[0].draft_ids)
+    if any(one.draft_ids for one in passes):
+        options["draft_ids"] = [torch.tensor(one.draft_ids, dtype=torch.long) for one in passes]
     outputs = model.generate(**inputs, **options, return_dict_in_generate=True)
     alphas = outputs.get("alphas")
     rows = [None] * len(passes) if alphas is None else list(alphas.float().cpu())

@@ -1,19 +1,28 @@
 """`generate()`: merges recordings into their prompts once, and limits the length of transcripts by their duration."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from transformers.generation import GenerationConfig, GenerationMixin, StoppingCriteriaList
+from transformers.generation import GenerationConfig, GenerationMixin, StoppingCriteria, StoppingCriteriaList
 from transformers.utils import ModelOutput
 
 from .decoding_guards import AudioLengthCriteria, Confidence, Fallback, compression_ratio, length_limits
-from .draft_decoding import decode_with_draft, join_drafts
+from .draft_decoding import (
+    ON_REQUEST,
+    decode_with_drafts,
+    find_unsupported,
+    has_attention_alone,
+    join_drafts,
+    split_drafts,
+)
 from .generation_settings import check_tokens_per_second
 from .merging import find_audio_runs, merge_audio
 from .model_interface import HeadedModelInterface
 from .outputs_llm_asr import LlmAsrAudioOutput
+from .token_logprobs import TokenLogprobs
 from .transformers_versions import CACHE_NAME
 
 
@@ -74,9 +83,9 @@ class LlmAsrGenerationMixin(GenerationMixin, HeadedModelInterface):
         logprob_threshold: float | None = None,
         no_speech_threshold: float | None = None,
         output_confidence: bool = False,
-        use_draft: bool = False,
+        use_draft: bool | None = None,
         draft_only: bool = False,
-        draft_ids: torch.Tensor | None = None,
+        draft_ids: torch.Tensor | Sequence[torch.Tensor] | None = None,
         **kwargs,
     ):
         r"""
@@ -104,23 +113,29 @@ class LlmAsrGenerationMixin(GenerationMixin, HeadedModelInterface):
                 Embedded prompts; see [`LlmAsrModel.merge_audio_and_text`].
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 Targets to cut off from `input_ids`, so that a training batch can be passed as it is.
-            target_lengths, is_translation (`torch.Tensor`, *optional*):
-                Ignored: how many tokens there are is for the model to find out, and the prompt says what the task is.
+            target_lengths (`torch.Tensor`, *optional*):
+                Ignored: how many tokens there are is for the model to find out.
+            is_translation (`torch.BoolTensor` of shape `(batch_size,)`, *optional*):
+                Rows that have no use for the drafts of the draft head, which are of transcripts. The prompt says what the task
+                is.
             compression_ratio_threshold, logprob_threshold, no_speech_threshold (`float`, *optional*):
                 With several values of `temperature`: when the next is tried; see [`Fallback`].
             output_confidence (`bool`, *optional*, defaults to `False`):
                 Whether to return `avg_logprobs` and `no_speech_probs`, of shape `(batch_size,)`; see [`Confidence`]. Needs
-                `return_dict_in_generate=True`, and another forward pass.
-            use_draft (`bool`, *optional*, defaults to `False`):
-                Whether the language model verifies the draft of the draft head rather than writing token by token
+                `return_dict_in_generate=True`.
+            use_draft (`bool`, *optional*):
+                Whether the language model verifies the drafts of the draft head rather than writing token by token
                 (self-speculative decoding, arXiv 2603.11243). Only what it would have written itself is accepted, so
-                greedy output is the same. One recording at a time, as in all assisted generation.
+                greedy output is the same. By default drafts are used if the model has a draft head, its language model
+                keeps attention caches alone, and no option asks for sampling, beams or another way of decoding, for the
+                caller's own logits processors, stopping criteria or streamer. The cache is not returned with drafts.
             draft_only (`bool`, *optional*, defaults to `False`):
                 Whether to return the drafts themselves, in one parallel step without the layers of the language model, of a
                 model that was trained with `draft_only`. Prompts have no effect on drafts.
-            draft_ids (`torch.LongTensor` of shape `(num_tokens,)`, *optional*):
-                A guess of the new tokens, such as the transcript of the first part of the recording. The language model
-                verifies it in place of the draft of the draft head; see `use_draft`, whose limits apply.
+            draft_ids (`torch.LongTensor` of shape `(num_tokens,)` or a sequence of them, *optional*):
+                A guess of the new tokens of each row, such as the transcript of the first part of the recording. The
+                language model verifies it in place of the draft of the draft head; see `use_draft`, whose limits apply. A
+                guess may be empty.
 
         Returns:
             [`~utils.ModelOutput`] or `torch.LongTensor`: The new tokens alone, or, if `input_ids` has a run of several
@@ -158,7 +173,6 @@ class LlmAsrGenerationMixin(GenerationMixin, HeadedModelInterface):
         check_tokens_per_second(self._option("max_new_tokens_per_second", kwargs))
         if draft_ids is not None and (use_draft or draft_only):
             raise ValueError("`draft_ids` take the place of the draft head; leave out `use_draft` and `draft_only`.")
-        verifies_draft = use_draft or draft_ids is not None
         fallback = None
         if isinstance(kwargs.get("temperature"), (list, tuple)):
             temperatures = list(kwargs.pop("temperature"))
@@ -170,17 +184,22 @@ class LlmAsrGenerationMixin(GenerationMixin, HeadedModelInterface):
         returns_dict = self._option("return_dict_in_generate", kwargs)
         if output_confidence and not returns_dict:
             raise ValueError("`output_confidence` needs `return_dict_in_generate=True`.")
-        if verifies_draft and self._option("num_beams", kwargs) not in (None, 1):
-            raise ValueError("`num_beams` must be 1 with `use_draft` or `draft_ids`.")
-        if verifies_draft and kwargs.get("synced_gpus"):
-            raise ValueError(
-                "`synced_gpus` must be False with `use_draft` or `draft_ids`: processes would make different numbers of passes."
+        obstacle = find_unsupported(self, lambda name: self._option(name, kwargs))
+        verifies_draft = bool(use_draft) or draft_ids is not None
+        if verifies_draft and obstacle is not None:
+            raise ValueError(obstacle)
+        if use_draft and self.draft_head is None:
+            raise ValueError("`use_draft` needs a model with `draft_head=True` in its projector configuration.")
+        if use_draft is None and draft_ids is None and not draft_only and obstacle is None:
+            is_asked_otherwise = any(self._option(name, kwargs) for name in ON_REQUEST)
+            use_draft = (
+                self.draft_head is not None
+                and has_attention_alone(self.model.language_model)
+                and not is_asked_otherwise
             )
         one_each = verifies_draft or output_confidence or fallback is not None
         if one_each and self._option("num_return_sequences", kwargs) not in (None, 1):
-            raise ValueError(
-                "`num_return_sequences` must be 1 with `use_draft`, `draft_ids`, `output_confidence` or several temperatures."
-            )
+            raise ValueError("`num_return_sequences` must be 1 with `output_confidence` or several temperatures.")
 
         if draft_only:
             if one_each or self._option("do_sample", kwargs) or self._option("num_beams", kwargs) not in (None, 1):
@@ -204,14 +223,16 @@ class LlmAsrGenerationMixin(GenerationMixin, HeadedModelInterface):
             attention_mask = is_audio.new_ones(is_audio.shape, dtype=torch.long)
         if labels is not None:
             attention_mask = attention_mask * (labels == -100)
-        if use_draft and (self.draft_head is None or len(is_audio) > 1):
-            raise ValueError(
-                "`use_draft` needs a model with `draft_head=True` in its projector configuration, and one recording at a "
-                f"time; this model's is {self.config.projector_config.draft_head}, and there are {len(is_audio)}."
+        if draft_ids is not None:
+            draft_ids = (
+                [draft_ids] if isinstance(draft_ids, torch.Tensor) and draft_ids.dim() == 1 else list(draft_ids)
             )
-
-        if draft_ids is not None and len(is_audio) > 1:
-            raise ValueError(f"`draft_ids` need one recording at a time, and there are {len(is_audio)}.")
+            if len(draft_ids) != len(is_audio):
+                raise ValueError(
+                    f"`draft_ids` has {len(draft_ids)} draft(s) for {len(is_audio)} row(s); pass a draft for each row."
+                )
+        if verifies_draft and kwargs.get("streamer") is not None and len(is_audio) > 1:
+            raise ValueError(f"`streamer` takes one recording at a time with drafts, and there are {len(is_audio)}.")
 
         was_expanded = int(is_audio.sum()) != recordings.shape[0]
         if was_expanded:
@@ -253,20 +274,31 @@ class LlmAsrGenerationMixin(GenerationMixin, HeadedModelInterface):
             input_ids=input_ids if was_expanded else None,
             max_new_tokens=self._max_new_tokens(is_audio, audio.num_frames, kwargs),
         )
+        drafts = None
+        eos_token_ids = self._eos_token_ids(torch.device("cpu")).tolist()
         if use_draft:
-            draft_ids = self.draft(audio.pooler_output, audio.audio_lengths).argmax(-1)
-        if draft_ids is not None:
-            device = merged_inputs.inputs_embeds.device
-            draft_ids = torch.cat([draft_ids.to(device), self._eos_token_ids(device)[:1]])
+            drafts = split_drafts(
+                self.draft(audio.pooler_output, audio.audio_lengths).argmax(-1),
+                audio.audio_lengths,
+                find_audio_runs(is_audio, len(audio.audio_lengths)).rows,
+                len(is_audio),
+                eos_token_ids,
+            )
+            if is_translation is not None:
+                drafts = [[] if other else draft for draft, other in zip(drafts, is_translation.tolist(), strict=True)]
+            drafts = drafts if any(drafts) else None
+        elif draft_ids is not None:
+            drafts = [[*draft.tolist(), *eos_token_ids[:1]] for draft in draft_ids]
 
+        token_logprobs = TokenLogprobs(eos_token_ids) if output_confidence else None
         if fallback is None:
-            outputs = self._decode(prompt, draft_ids, **kwargs)
+            outputs = self._decode(prompt, drafts, token_logprobs, **kwargs)
         else:
-            outputs = self._decode_with_fallback(prompt, draft_ids, fallback, **kwargs)
+            outputs = self._decode_with_fallback(prompt, drafts, fallback, **kwargs)
         if not returns_dict:
             return outputs["sequences"] if isinstance(outputs, ModelOutput) else outputs
-        if output_confidence and fallback is None:
-            confidence = self._confidence(prompt, outputs.sequences[:, prompt.num_input_ids :])
+        if token_logprobs is not None and fallback is None:
+            confidence = self._confidence(prompt, outputs.sequences[:, prompt.num_input_ids :], token_logprobs)
             outputs["avg_logprobs"], outputs["no_speech_probs"] = confidence.avg_logprobs, confidence.no_speech_probs
         for name in ("audio_lengths", "alphas", "fire_times"):
             outputs[name] = audio.get(name)
@@ -322,23 +354,55 @@ class LlmAsrGenerationMixin(GenerationMixin, HeadedModelInterface):
         max_new_tokens = self._option("max_new_tokens", kwargs)
         return length_limits(frames, self.config.audio_frame_rate, per_second, max_new_tokens)
 
-    def _decode(self, prompt: MergedPrompt, draft_ids: torch.Tensor | None, **kwargs) -> Any:
-        """What `generate` returns: a [`~utils.ModelOutput`] or a `torch.LongTensor`."""
+    def _decode(
+        self,
+        prompt: MergedPrompt,
+        drafts: list[list[int]] | None,
+        token_logprobs: TokenLogprobs | None = None,
+        **kwargs,
+    ) -> Any:
+        """What `generate` returns: a [`~utils.ModelOutput`] or a `torch.LongTensor`. Fills `token_logprobs`."""
         given: dict[str, Any] = {"attention_mask": prompt.attention_mask}
         if prompt.input_ids is None:
             given["inputs_embeds"] = prompt.inputs_embeds
         else:
             given |= {"inputs": prompt.input_ids, "prompt_embeds": prompt.inputs_embeds}
-        if draft_ids is not None:
-            kwargs["custom_generate"] = partial(decode_with_draft, draft_ids, kwargs.pop("streamer", None))
+        if drafts is not None:
+            keeps_cache = has_attention_alone(self.model.language_model)
+            streamer = kwargs.pop("streamer", None)
+            kwargs["custom_generate"] = partial(decode_with_drafts, drafts, keeps_cache, streamer, token_logprobs)
+        criteria: list[StoppingCriteria] = [*(kwargs.pop("stopping_criteria", None) or ())]
         if prompt.max_new_tokens is not None:
-            criteria = AudioLengthCriteria(prompt.max_new_tokens, prompt.num_input_ids)
-            kwargs["stopping_criteria"] = StoppingCriteriaList([*(kwargs.get("stopping_criteria") or ()), criteria])
+            criteria.append(AudioLengthCriteria(prompt.max_new_tokens, prompt.num_input_ids))
             kwargs["max_new_tokens"] = int(prompt.max_new_tokens.max())
-        return super().generate(**given, **kwargs)
+        kwargs["stopping_criteria"] = StoppingCriteriaList(criteria)
+        if token_logprobs is None or drafts is not None:
+            return super().generate(**given, **kwargs)
+        if self._makes_one_token_a_pass(kwargs):
+            kwargs["stopping_criteria"].append(token_logprobs)
+            hook = self.register_forward_hook(token_logprobs.note_logits)
+            try:
+                return super().generate(**given, **kwargs)
+            finally:
+                hook.remove()
+        returned = {"return_dict_in_generate": True, "output_logits": True}
+        outputs: Any = super().generate(**given, **{**kwargs, **returned})
+        token_logprobs.add_outputs(outputs, prompt.num_input_ids)
+        if self._option("output_logits", kwargs):
+            return outputs
+        return type(outputs)(**{name: value for name, value in outputs.items() if name != "logits"})
+
+    def _makes_one_token_a_pass(self, kwargs: dict) -> bool:
+        """Whether a call of `generate` is plain greedy decoding or sampling, whose passes hooks can watch."""
+        names = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "custom_generate")
+        is_plain = self._option("num_beams", kwargs) in (None, 1) and not any(
+            self._option(name, kwargs) for name in names
+        )
+        # Other caches make `generate` compile the model.
+        return is_plain and self._option("cache_implementation", kwargs) in (None, "dynamic")
 
     def _decode_with_fallback(
-        self, prompt: MergedPrompt, draft_ids: torch.Tensor | None, fallback: Fallback, **kwargs
+        self, prompt: MergedPrompt, drafts: list[list[int]] | None, fallback: Fallback, **kwargs
     ) -> ModelOutput:
         """Decode each row at the first temperature with a plausible result, or at the last temperature."""
         batch_size, device = len(prompt.inputs_embeds), prompt.inputs_embeds.device
@@ -351,9 +415,12 @@ class LlmAsrGenerationMixin(GenerationMixin, HeadedModelInterface):
             options = {**kwargs, "do_sample": temperature > 0, "return_dict_in_generate": False}
             if temperature > 0:
                 options |= {"temperature": temperature, "num_beams": 1}
-            found = self._decode(rows, None if temperature > 0 else draft_ids, **options)
+            greedy_drafts = None if drafts is None or temperature > 0 else [drafts[row] for row in pending.tolist()]
+            token_logprobs = TokenLogprobs(self._eos_token_ids(torch.device("cpu")).tolist())
+            found = self._decode(rows, greedy_drafts, token_logprobs, **options)
+            found = found["sequences"] if isinstance(found, ModelOutput) else found
             tokens = found[:, rows.num_input_ids :]
-            confidence = self._confidence(rows, tokens)
+            confidence = self._confidence(rows, tokens, token_logprobs)
             written = self._is_written(tokens, rows.max_new_tokens)
             rates = [
                 compression_ratio(row[kept].tolist(), vocab_size) for row, kept in zip(tokens, written, strict=True)
@@ -384,26 +451,13 @@ class LlmAsrGenerationMixin(GenerationMixin, HeadedModelInterface):
         limits = max_new_tokens.to(tokens.device)
         return written & (torch.arange(tokens.shape[1], device=tokens.device) < limits[:, None])
 
-    def _confidence(self, prompt: MergedPrompt, tokens: torch.Tensor) -> Confidence:
+    def _confidence(self, prompt: MergedPrompt, tokens: torch.Tensor, token_logprobs: TokenLogprobs) -> Confidence:
         """See [`Confidence`]; `tokens` are the new ones, of shape `(batch_size, length)`."""
-        device = prompt.inputs_embeds.device
-        tokens = tokens.to(device)
         written = self._is_written(tokens, prompt.max_new_tokens)
-        attention_mask = torch.cat([prompt.attention_mask, written.long()], dim=-1)
-        hidden_states = self.model(
-            inputs_embeds=torch.cat([prompt.inputs_embeds, self.get_input_embeddings()(tokens).to(device)], dim=1),
-            attention_mask=attention_mask,
-            position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0),
-            use_cache=False,
-            return_dict=True,
-        ).last_hidden_state[:, prompt.inputs_embeds.shape[1] - 1 : -1]
-        averages, silences = [], []
-        # Row by row: logits of all rows at once may be larger than the model.
-        for row, row_tokens, row_written in zip(hidden_states, tokens, written, strict=True):
-            logprobs = self.get_logits(row).float().log_softmax(-1).to(device)
-            averages.append(logprobs.gather(-1, row_tokens[:, None])[row_written].mean())
-            silences.append(logprobs[0, self._eos_token_ids(device)].exp().sum())
-        return Confidence(avg_logprobs=torch.stack(averages), no_speech_probs=torch.stack(silences))
+        logprobs = token_logprobs.logprobs()[:, : tokens.shape[1]]
+        averages = logprobs.where(written, 0.0).sum(-1) / written.sum(-1)
+        device = prompt.inputs_embeds.device
+        return Confidence(averages.to(device), token_logprobs.no_speech_probs.to(device))
 
     # Like other models of Transformers, the method names only the parameters that it uses.
     def prepare_inputs_for_generation(  # type: ignore[override]

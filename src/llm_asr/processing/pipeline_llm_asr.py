@@ -245,6 +245,8 @@ class LlmAsrPipeline(AutomaticSpeechRecognitionPipeline):
             postprocess_params["return_timestamps"] = return_timestamps or bool(return_confidence)
         if task is not None:
             postprocess_params["task"] = task
+            # Drafts are of transcripts.
+            forward_params.setdefault("use_draft", False if task == "translate" else None)
         if language is not None:
             postprocess_params["language"] = self.processor.language_name(language)
         return preprocess_params, forward_params, postprocess_params

@@ -31,13 +31,13 @@ def export_for_serving(
     - `folder/language_model`, an ordinary checkpoint of the language model with its head, tokenizer, chat template and
       generation configuration. The tokenizer and the weights keep the audio token, so that all tokens have the same
       probabilities as in `model`.
-    - `folder/front_end`, for [`LlmAsrFrontEnd`] and [`LlmAsrProcessor`]: the speech encoder, the projector and the input
-      embedding.
+    - `folder/front_end`, for [`LlmAsrFrontEnd`] and [`LlmAsrProcessor`]: the speech encoder, the projector, the draft head and
+      the input embedding.
 
     The engine must follow the language model's `generation_config`, including settings such as `suppress_tokens` and
     `repetition_penalty`. The default is greedy decoding; engines that ignore `do_sample=False` need a temperature of zero.
-    The front end returns the `max_new_tokens` of each recording with its embeddings. Drafts and the temperature fallback
-    are not exported.
+    The front end returns the `max_new_tokens` of each recording with its embeddings. The temperature fallback is not
+    exported.
 
     The folder does not exist until all its files are complete.
 
@@ -119,6 +119,8 @@ def extract_front_end(model: LlmAsrForConditionalGeneration) -> LlmAsrFrontEnd:
     with torch.device("meta"):
         front_end = LlmAsrFrontEnd(config)
     weights = model.model.state_dict()
+    if model.draft_head is not None:
+        weights |= {f"draft_head.{name}": tensor for name, tensor in model.draft_head.state_dict().items()}
     front_end.load_state_dict({name: weights[name] for name in front_end.state_dict()}, assign=True)
     return front_end.eval()
 

@@ -9,8 +9,10 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from ..modeling.configuration_llm_asr import LlmAsrConfig
 from ..modeling.decoding_guards import length_limits
+from ..modeling.draft_head import DraftHead
 from ..modeling.generation_settings import check_tokens_per_second
 from ..modeling.modeling_llm_asr import LlmAsrModel
+from ..modeling.part_dtypes import default_dtype
 from ..processing.processing_llm_asr import LlmAsrProcessor
 
 
@@ -52,11 +54,14 @@ class PromptEmbeds:
         max_new_tokens (`int`, *optional*): Largest number of tokens of the transcript, as in `generate`. `None` sets no limit.
         alphas (`torch.FloatTensor` of shape `(num_projector_frames,)`, *optional*): CIF weights, zero in padding.
             [`LlmAsrProcessor.decode`] computes the times of words from them.
+        draft_states (`torch.Tensor` of shape `(num_audio_embeddings, text_hidden_size)`, *optional*): Hidden states of models
+            with a draft head. The language model's head reads the tokens of a draft off them.
     """
 
     inputs_embeds: torch.Tensor
     max_new_tokens: int | None
     alphas: torch.Tensor | None
+    draft_states: torch.Tensor | None = None
 
 
 class LlmAsrFrontEnd(LlmAsrModel):
@@ -86,6 +91,8 @@ class LlmAsrFrontEnd(LlmAsrModel):
     def __init__(self, config: LlmAsrFrontEndConfig):
         super().__init__(config)
         _remove_all_but(self.language_model, self.get_input_embeddings())
+        with default_dtype(config.projector_config.dtype):
+            self.draft_head = DraftHead(config) if config.projector_config.draft_head else None
 
     @torch.no_grad()
     def forward(
@@ -139,7 +146,13 @@ class LlmAsrFrontEnd(LlmAsrModel):
             row[mask.bool()]
             for row, mask in zip(merged_inputs.inputs_embeds, merged_inputs.attention_mask, strict=True)
         ]
-        return [PromptEmbeds(*parts) for parts in zip(embeds, limits, alphas, strict=True)]
+        drafts: list[torch.Tensor | None] = [None] * num_rows
+        audio_embeds, audio_lengths = audio_outputs.pooler_output, audio_outputs.audio_lengths
+        if self.draft_head is not None and audio_embeds is not None and audio_lengths is not None:
+            dtype = self.draft_head.up_proj.weight.dtype
+            states = self.draft_head(audio_embeds.to(dtype), audio_lengths)
+            drafts = [row.clone() for row in states.split(audio_lengths.tolist())]
+        return [PromptEmbeds(*parts) for parts in zip(embeds, limits, alphas, drafts, strict=True)]
 
 
 def _remove_all_but(module: nn.Module, kept: nn.Module) -> None:

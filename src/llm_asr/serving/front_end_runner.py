@@ -3,13 +3,14 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 from transformers.feature_extraction_utils import BatchFeature
 
-from ..processing.cpu_precision import cast_slow_weights
+from ..processing.cpu_precision import loaded_dtype, set_dtype
 from ..processing.processing_llm_asr import LlmAsrProcessor
 from ..processing.segmentation import Segment
 from ..publishing.front_end import LlmAsrFrontEnd, PromptEmbeds
@@ -25,7 +26,7 @@ class FrontEndRunner:
     Args:
         folder (`Path`): Folder of the exported front end.
         dtype (`str`): Dtype of the weights. `"auto"` means the dtype in which they were saved, or float32 if that dtype is
-            slow on the CPU.
+            slow on the CPU. `"int8"` is for the CPU; see [`quantize_int8`].
         device (`torch.device`): Device of the model.
         settings ([`ServerSettings`]): Sizes of batches.
         on_batch (`Callable[[int], None]`): Called with the number of segments of each batch.
@@ -40,10 +41,9 @@ class FrontEndRunner:
         on_batch: Callable[[int], None],
     ):
         self.processor = LlmAsrProcessor.from_pretrained(folder)
-        self.model = LlmAsrFrontEnd.from_pretrained(folder, dtype=dtype).to(device).eval()
+        self.model = LlmAsrFrontEnd.from_pretrained(folder, dtype=loaded_dtype(dtype)).to(device).eval()
         self.processor.check_model(self.model.config)
-        if dtype == "auto":
-            cast_slow_weights(self.model)
+        set_dtype(self.model, dtype)
         self._extractors = ThreadPoolExecutor(thread_name_prefix="features")
         self._executor = ThreadPoolExecutor(1, "front-end")
         self.batcher: DynamicBatcher[BatchFeature, PromptEmbeds] = DynamicBatcher(
@@ -95,7 +95,9 @@ class FrontEndRunner:
                 target_language=target_language,
             ),
         )
-        return await self.batcher.submit(inputs, segment.end - segment.start)
+        embeds = await self.batcher.submit(inputs, segment.end - segment.start)
+        # Drafts are of transcripts.
+        return embeds if target_language is None else replace(embeds, draft_states=None)
 
     def _encode(self, requests: list[BatchFeature]) -> list[PromptEmbeds]:
         batch = {name: pad_rows([request[name][0] for request in requests]) for name in requests[0]}

@@ -5,6 +5,7 @@ import inspect
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,7 +14,9 @@ from transformers import AutoModelForCausalLM
 from transformers.generation import StoppingCriteria, StoppingCriteriaList
 
 from ..modeling.decoding_guards import AudioLengthCriteria
-from ..processing.cpu_precision import cast_slow_weights
+from ..modeling.draft_decoding import decode_with_drafts, find_unsupported, has_attention_alone
+from ..modeling.token_logprobs import TokenLogprobs
+from ..processing.cpu_precision import loaded_dtype, set_dtype
 from ..publishing.front_end import PromptEmbeds
 from .batching import DynamicBatcher
 from .engine import Decoding, Engine, EngineDeadError, NewTokens, end_token_ids
@@ -39,38 +42,6 @@ class CancelledRows(StoppingCriteria):
         return torch.tensor([row.is_cancelled for row in self.rows], device=input_ids.device)
 
 
-class TokenLogprobs(StoppingCriteria):
-    """
-    Records the log-probability of each new token. `generate(output_logits=True)` would keep the logits of all steps, which
-    take gigabytes for a large vocabulary.
-
-    Args:
-        end_token_ids (`list[int]`): Tokens that end a sequence.
-
-    Attributes:
-        logprobs (`list[torch.Tensor]`): Log-probabilities of the chosen tokens, one tensor of shape `(batch_size,)` for
-            each step.
-        no_speech_probs (`torch.Tensor` of shape `(batch_size,)`): Probability that the first token ends the sequence.
-    """
-
-    def __init__(self, end_token_ids: list[int]):
-        self.end_token_ids = end_token_ids
-        self.logprobs: list[torch.Tensor] = []
-        self.no_speech_probs = torch.empty(0)
-        self._logits = torch.empty(0)
-
-    def note_logits(self, model: torch.nn.Module, arguments: tuple, output) -> None:
-        """A forward hook of the language model."""
-        self._logits = output.logits[:, -1]
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs) -> torch.Tensor:
-        logprobs = self._logits.float().log_softmax(-1)
-        if not self.logprobs:
-            self.no_speech_probs = logprobs[:, self.end_token_ids].exp().sum(-1)
-        self.logprobs.append(logprobs.gather(-1, input_ids[:, -1:])[:, 0])
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-
-
 class TransformersEngine(Engine):
     """
     Generates one batch after the other. A batch ends when its longest transcript ends, and only then are its tokens
@@ -79,7 +50,7 @@ class TransformersEngine(Engine):
     Args:
         folder (`Path`): Folder of the exported language model.
         dtype (`str`): Dtype of the weights. `"auto"` means the dtype in which they were saved, or float32 if that dtype is
-            slow on the CPU.
+            slow on the CPU. `"int8"` is for the CPU; see [`quantize_int8`].
         device (`torch.device`): Device of the model.
         batch_size (`int`): Largest number of prompts in a batch.
         max_queued (`int`): Largest number of prompts in the queue.
@@ -95,16 +66,16 @@ class TransformersEngine(Engine):
         )
 
     async def start(self) -> None:
+        dtype = loaded_dtype(self.dtype)
         # mypy does not bind `to` of a model, because Transformers decorates it.
-        self.model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=self.dtype).to(self.device).eval()  # type: ignore[arg-type]
+        self.model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=dtype).to(self.device).eval()  # type: ignore[arg-type]
         # `generate` checks the same, but only when a request has come.
         if "inputs_embeds" not in inspect.signature(self.model.prepare_inputs_for_generation).parameters:
             raise ValueError(
                 f"The language model is a {type(self.model).__name__}, whose `generate` does not take `inputs_embeds` in "
                 "Transformers; serve it with `--engine vllm`, or transcribe with `llm-asr transcribe`."
             )
-        if self.dtype == "auto":
-            cast_slow_weights(self.model)
+        set_dtype(self.model, self.dtype)
         if (self.model.generation_config.num_beams or 1) > 1:
             raise ValueError(
                 "The checkpoint's `generation_config` asks for beam search, which the server does not support; set "
@@ -112,6 +83,11 @@ class TransformersEngine(Engine):
             )
         self.max_length = self.model.config.max_position_embeddings
         self._end_token_ids = end_token_ids(self.model.generation_config)
+        settings = self.model.generation_config
+        self._uses_drafts = (
+            has_attention_alone(self.model)
+            and find_unsupported(self.model, lambda name: getattr(settings, name, None)) is None
+        )
         self._batcher.start()
 
     async def stop(self) -> None:
@@ -150,7 +126,13 @@ class TransformersEngine(Engine):
         )
         criteria = StoppingCriteriaList([AudioLengthCriteria(limits, 0), CancelledRows(rows)])
         confidence, hook = TokenLogprobs(self._end_token_ids), None
-        if decoding.output_confidence:
+        drafts = self._drafts(rows) if decoding.temperature == 0 and self._uses_drafts else None
+        custom = None
+        if drafts is not None:
+            custom = partial(
+                decode_with_drafts, drafts, True, None, confidence if decoding.output_confidence else None
+            )
+        elif decoding.output_confidence:
             criteria.append(confidence)
             hook = self.model.register_forward_hook(confidence.note_logits)
         try:
@@ -159,6 +141,7 @@ class TransformersEngine(Engine):
                 attention_mask=pad_sequence(masks, batch_first=True, padding_side="left"),
                 max_new_tokens=int(limits.max()),
                 stopping_criteria=criteria,
+                custom_generate=custom,
                 **sampling,
             )
         finally:
@@ -167,11 +150,24 @@ class TransformersEngine(Engine):
         lengths = self._lengths(sequences, limits)
         found = [NewTokens(ids[:length].tolist()) for ids, length in zip(sequences, lengths.tolist(), strict=True)]
         if decoding.output_confidence:
-            chosen = torch.stack(confidence.logprobs, dim=1)
+            chosen = confidence.logprobs()
             for index, (tokens, length) in enumerate(zip(found, lengths.tolist(), strict=True)):
                 tokens.logprobs = chosen[index, :length].tolist()
                 tokens.no_speech_prob = float(confidence.no_speech_probs[index])
         return found
+
+    def _drafts(self, rows: list[Row]) -> list[list[int]] | None:
+        """The draft of each row, `None` if no row has one."""
+        states = [row.prompt.draft_states for row in rows]
+        if not any(state is not None and len(state) for state in states):
+            return None
+        # The language model's own scales and caps do not change which logit is the largest.
+        head = self.model.get_output_embeddings()
+        tokens = [
+            [] if state is None else head(state.to(self.device, self.model.dtype)).argmax(-1).tolist()
+            for state in states
+        ]
+        return [row and [*row, self._end_token_ids[0]] for row in tokens]
 
     def _limit(self, prompt: PromptEmbeds) -> int:
         room = self.max_length - len(prompt.inputs_embeds)
