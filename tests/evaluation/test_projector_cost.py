@@ -38,6 +38,8 @@ def make_config(projector_type, **options):
                 "intermediate_size": None,
             },
         ),
+        ("ctc", {}),
+        ("moe_ctc", {"num_experts_per_tok": 4}),
         # With one expert the fallback has no padding, so it does not compute additional products.
         ("moe", {"num_experts": 1, "num_experts_per_tok": 1, "num_shared_experts": 2}),
         ("moe", {"num_experts_per_tok": 4, "router_type": "mlp", "router_hidden_size": 8}),
@@ -55,8 +57,9 @@ def test_operations_equal_the_count_of_torch(projector_type, options):
         projector.qformer.set_attn_implementation("eager")
     lengths = torch.tensor([35]) if config.projector_config.uses_cif else None
     frames, mask = torch.randn(1, 500, 32, dtype=torch.float64), torch.ones(1, 500, dtype=torch.bool)
+    embeddings = torch.randn(151936, 40, dtype=torch.float64)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        output = projector(frames, mask, lengths)
+        output = projector(frames, mask, lengths, embeddings)
     expected = counter.get_total_flops()
     if config.projector_config.uses_cif:
         # PyTorch does not count the integration as a product.

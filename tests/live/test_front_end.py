@@ -75,7 +75,8 @@ def assert_same(streamed, offline):
         assert torch.equal(streamed[name], offline[name])
 
 
-@pytest.mark.parametrize("projector_type", PROJECTOR_TYPES)
+# A CTC head needs whole recordings.
+@pytest.mark.parametrize("projector_type", [name for name in PROJECTOR_TYPES if "ctc" not in name])
 @pytest.mark.parametrize("lookahead", [0.0, 0.06])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_stream_is_the_whole_recording(chunked_model, projector_type, lookahead, seed):

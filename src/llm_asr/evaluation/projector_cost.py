@@ -33,8 +33,8 @@ def projector_cost(config: LlmAsrConfig, tokens_per_second: float | None = None)
 
     Args:
         config ([`LlmAsrConfig`]): Configuration of the model.
-        tokens_per_second (`float`, *optional*): Measured number of embeddings per second from CIF. Defaults to the
-            configuration's `expected_tokens_per_second`. Projectors without CIF ignore it, because their rate is fixed.
+        tokens_per_second (`float`, *optional*): Measured number of embeddings per second from CIF or a CTC head. Defaults to
+            the configuration's `expected_tokens_per_second`. Other projectors ignore it, because their rate is fixed.
 
     Returns:
         [`ProjectorCost`]
@@ -44,7 +44,7 @@ def projector_cost(config: LlmAsrConfig, tokens_per_second: float | None = None)
         projector = build_projector(config)
     total = sum(parameter.numel() for parameter in projector.parameters())
     rate = 1 / config.projector_frame_period
-    if not projector_config.uses_cif:
+    if not (projector_config.uses_cif or projector_config.uses_ctc):
         tokens_per_second = rate
     elif tokens_per_second is None:
         tokens_per_second = projector_config.expected_tokens_per_second

@@ -8,6 +8,7 @@ from torch import nn
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
+from .ctc import collapse_labels
 from .model_interface import ModelInterface
 from .outputs_llm_asr import LlmAsrAudioOutput
 from .part_dtypes import HALF_DTYPES
@@ -109,7 +110,9 @@ class LlmAsrAudioMixin(ModelInterface):
                 mask = audio_hidden_states_mask.bool()
         else:
             raise ValueError("Pass either `input_features` or `audio_hidden_states`, and not both.")
-        projected = self.projector(audio_hidden_states, mask, target_lengths)
+        # Only a CTC head reads the embeddings.
+        token_embeddings = self.get_input_embeddings().weight if self.config.projector_config.uses_ctc else None
+        projected = self.projector(audio_hidden_states, mask, target_lengths, token_embeddings)
         return LlmAsrAudioOutput(
             last_hidden_state=audio_hidden_states,
             pooler_output=projected.embeds,
@@ -120,5 +123,40 @@ class LlmAsrAudioMixin(ModelInterface):
             alphas=projected.alphas,
             quantities=projected.quantities,
             fire_times=projected.fire_times,
+            ctc_scores=projected.ctc_scores,
+            ctc_labels=projected.ctc_labels,
             **recorded,
         )
+
+    def transcribe_ctc(self, *args, **kwargs) -> list[torch.Tensor]:
+        """
+        Transcribe recordings by the CTC head alone, without the language model's layers: the best label of each frame, without
+        repetitions and blanks. The model needs a projector of type `"ctc"` or `"moe_ctc"`.
+
+        Args:
+            args, kwargs: See [`LlmAsrModel.get_audio_features`].
+
+        Returns:
+            `list[torch.LongTensor]`: The tokens of each recording, for `processor.decode` or, of one recording, for
+            `generate(draft_ids=...)`.
+
+        Raises:
+            `ValueError`: If the model has no CTC head.
+
+        Example:
+
+        ```python
+        >>> inputs = processor.apply_transcription_request("recording.wav")
+        >>> tokens = model.transcribe_ctc(inputs["input_features"], inputs["input_features_mask"])
+        >>> processor.decode(tokens[0], skip_special_tokens=True)
+        ```
+        """
+        if not self.config.projector_config.uses_ctc:
+            raise ValueError(
+                f"`transcribe_ctc` needs a CTC head, and `projector_type` is {self.config.projector_config.projector_type!r}; train a "
+                "model with 'ctc' or 'moe_ctc'."
+            )
+        with torch.no_grad():
+            audio = self.get_audio_features(*args, return_dict=True, **kwargs)
+        embeddings: Any = self.get_input_embeddings()
+        return collapse_labels(audio.ctc_labels, blank=len(embeddings.weight))

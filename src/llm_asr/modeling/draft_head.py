@@ -40,30 +40,3 @@ class DraftHead(nn.Module):
         behind = torch.cat([audio_embeds[1:], none]).masked_fill(is_start[1:, None], 0.0)
         drafted = self.down_proj(self.act_fn(self.up_proj(torch.cat([before, audio_embeds, behind], dim=-1))))
         return audio_embeds + drafted if self.is_residual else drafted
-
-
-def draft_labels(labels: torch.Tensor, eos_token_ids: torch.Tensor, target_lengths: torch.Tensor) -> torch.Tensor:
-    """
-    Pack the tokens of the transcripts: those after a named language and before the end.
-
-    Args:
-        labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`): -100 outside of answers.
-        eos_token_ids (`torch.LongTensor`): Tokens that end an answer.
-        target_lengths (`torch.LongTensor` of shape `(batch_size,)`): Tokens of each transcript.
-
-    Returns:
-        `torch.LongTensor` of shape `(sum(target_lengths),)`.
-
-    Raises:
-        `ValueError`: If an answer has fewer tokens than its transcript.
-    """
-    target_lengths = target_lengths.to(labels.device)
-    is_text = (labels != -100) & ~torch.isin(labels, eos_token_ids)
-    from_the_end = is_text.flip(-1).cumsum(-1).flip(-1)
-    found = labels[is_text & (from_the_end <= target_lengths[:, None])]
-    if len(found) != int(target_lengths.sum()):
-        raise ValueError(
-            "`labels` have fewer tokens than `target_lengths` says; a draft head learns from one recording a row, whose "
-            "`target_lengths` counts the tokens of its transcript."
-        )
-    return found

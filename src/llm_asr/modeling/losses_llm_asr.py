@@ -8,10 +8,12 @@ import torch
 from torch import nn
 
 from .cif import quantity_loss
+from .configuration_llm_asr import LOSS_PARTS
 from .configuration_projector import LlmAsrProjectorConfig
-from .draft_head import draft_labels
+from .ctc import ctc_loss
 from .model_interface import HeadedModelInterface
 from .outputs_llm_asr import LlmAsrAudioOutput, LlmAsrCausalLMOutputWithPast
+from .transcript_tokens import transcript_tokens
 
 
 def language_modeling_loss(
@@ -90,7 +92,11 @@ def resolve_target_lengths(
 
 
 def weighted_sum(losses: dict[str, torch.Tensor], projector_config: LlmAsrProjectorConfig) -> torch.Tensor:
-    """Add the parts of the loss, each but `lm_loss` multiplied by the field `<part>_coef` of the configuration."""
+    """
+    Add the parts of the loss, each but `lm_loss` multiplied by the field `<part>_coef` of the configuration. Other entries of
+    `losses` are left out.
+    """
+    losses = {name: loss for name, loss in losses.items() if name in LOSS_PARTS}
     # The projector and the head may be on two devices.
     device = next(iter(losses.values())).device
     coefficients = {name: 1.0 if name == "lm_loss" else getattr(projector_config, f"{name}_coef") for name in losses}
@@ -113,10 +119,10 @@ class LlmAsrLossMixin(HeadedModelInterface):
         is_translation: torch.Tensor | None,
     ) -> dict[str, torch.Tensor]:
         """
-        Compute the parts of the loss other than `lm_loss`, normalised like it.
+        Compute the parts of the loss other than `lm_loss`, normalised like it. With a CTC loss, `ctc_skipped` is among them.
 
-        A row without a target length adds nothing to the quantity loss. A translation adds nothing to the draft loss, because
-        drafts are of transcripts.
+        A row without a target length adds nothing to the quantity loss. A translation adds nothing to the draft loss and the CTC
+        loss, because they are of transcripts.
         """
         losses: dict[str, torch.Tensor] = {}
         if target_lengths is None or audio.pooler_output is None or audio.audio_lengths is None:
@@ -128,17 +134,25 @@ class LlmAsrLossMixin(HeadedModelInterface):
             device = audio.quantities.device
             num_tokens = num_items.to(device) if isinstance(num_items, torch.Tensor) else num_items
             losses["quantity_loss"] = quantity_loss(audio.quantities, target_lengths.to(device), num_tokens)
+        # The labels of a translation are not its transcript.
+        known_lengths = target_lengths
+        if is_translation is not None:
+            known_lengths = target_lengths.masked_fill(is_translation.to(target_lengths.device), -1)
         if self.draft_head is not None:
-            drafted_lengths = target_lengths.clamp(min=0)
-            if is_translation is not None:
-                drafted_lengths = drafted_lengths.masked_fill(is_translation.to(drafted_lengths.device), 0)
             drafts = self.draft(audio.pooler_output, audio.audio_lengths)
-            if is_translation is not None or (target_lengths < 0).any():
-                is_drafted = (drafted_lengths > 0).to(audio.audio_lengths.device)
+            if (known_lengths < 0).any():
+                is_drafted = (known_lengths > 0).to(audio.audio_lengths.device)
                 drafts = drafts[is_drafted.repeat_interleave(audio.audio_lengths).to(drafts.device)]
-            tokens = draft_labels(labels, self._eos_token_ids(labels.device), drafted_lengths)
+            tokens = transcript_tokens(labels, self._eos_token_ids(labels.device), known_lengths)
             draft_loss = nn.functional.cross_entropy(drafts.float(), tokens.to(drafts.device), reduction="sum")
             losses["draft_loss"] = draft_loss.to(num_labels.device) / num_items
+        if audio.ctc_scores is not None and audio.ctc_labels is not None:
+            embeddings: Any = self.get_input_embeddings()
+            logits = audio.ctc_scores.logits(embeddings.weight)
+            num_frames = (audio.ctc_labels != -100).sum(-1)
+            tokens = transcript_tokens(labels, self._eos_token_ids(labels.device), known_lengths)
+            loss, losses["ctc_skipped"] = ctc_loss(logits, num_frames, tokens, known_lengths)
+            losses["ctc_loss"] = loss.to(num_labels.device) / num_items
         if audio.router_logits is not None and audio.selected_experts is not None:
             losses["router_aux_loss"], losses["router_z_loss"] = self.model.projector.moe.balance(
                 audio.router_logits,
@@ -194,6 +208,7 @@ class LlmAsrLossMixin(HeadedModelInterface):
             alphas=audio.alphas,
             quantities=audio.quantities,
             fire_times=audio.fire_times,
+            ctc_labels=audio.ctc_labels,
             **losses,
         )
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from .configuration_llm_asr import LlmAsrConfig
+from .ctc import CtcScores
 from .mixture_of_experts import MixtureOfExperts, Routing
 from .text_projection import build_experts, build_mlp
 
@@ -19,7 +20,8 @@ class ReducedFrames:
     Attributes:
         frames (`torch.Tensor` of shape `(sum(lengths), reduced_size)`): Packed frames, one for each embedding.
         lengths (`torch.LongTensor` of shape `(num_recordings,)`): Embeddings of each recording.
-        alphas, quantities, fire_times (`torch.Tensor`, *optional*): See [`ProjectorOutput`].
+        alphas, quantities, fire_times, ctc_labels (`torch.Tensor`, *optional*): See [`ProjectorOutput`].
+        ctc_scores ([`CtcScores`], *optional*): See [`ProjectorOutput`].
     """
 
     frames: torch.Tensor
@@ -27,6 +29,8 @@ class ReducedFrames:
     alphas: torch.Tensor | None = None
     quantities: torch.Tensor | None = None
     fire_times: torch.Tensor | None = None
+    ctc_scores: CtcScores | None = None
+    ctc_labels: torch.Tensor | None = None
 
 
 @dataclass
@@ -42,6 +46,8 @@ class ProjectorOutput:
         alphas (`torch.Tensor` of shape `(num_recordings, num_frames)`, *optional*): CIF weights, zero in padding.
         quantities (`torch.Tensor` of shape `(num_recordings,)`, *optional*): Numbers of embeddings CIF predicted.
         fire_times (`torch.Tensor` of shape `(sum(lengths),)`, *optional*): CIF fire times, in seconds.
+        ctc_scores ([`CtcScores`], *optional*): With a CTC head, of its packed frames.
+        ctc_labels (`torch.LongTensor` of shape `(num_recordings, num_frames)`, *optional*): Its labels, -100 in padding.
     """
 
     embeds: torch.Tensor
@@ -51,6 +57,8 @@ class ProjectorOutput:
     alphas: torch.Tensor | None = None
     quantities: torch.Tensor | None = None
     fire_times: torch.Tensor | None = None
+    ctc_scores: CtcScores | None = None
+    ctc_labels: torch.Tensor | None = None
 
 
 class ProjectorStream(Protocol):
@@ -72,9 +80,7 @@ class LlmAsrProjector(nn.Module):
     """
     Base of the projectors. A subclass has the layers of `reduce_frames`, and calls `add_text_layers` when it has built them.
 
-    A projector is called with `hidden_states` of shape `(num_recordings, num_frames, audio_hidden_size)`, a boolean
-    `attention_mask` of shape `(num_recordings, num_frames)` and `target_lengths` of shape `(num_recordings,)` or `None`,
-    and returns a [`ProjectorOutput`]. Fixed-rate projectors do not look at `target_lengths`.
+    A projector is called with the arguments of `reduce_frames` and returns a [`ProjectorOutput`].
     """
 
     # Frames pass through one of the two.
@@ -93,7 +99,11 @@ class LlmAsrProjector(nn.Module):
             self.mlp = build_mlp(config)
 
     def reduce_frames(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor, target_lengths: torch.Tensor | None
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor,
+        target_lengths: torch.Tensor | None = None,
+        token_embeddings: torch.Tensor | None = None,
     ) -> ReducedFrames:
         """
         Reduce the number of frames. Padded frames influence nothing.
@@ -101,7 +111,9 @@ class LlmAsrProjector(nn.Module):
         Args:
             hidden_states (`torch.Tensor` of shape `(num_recordings, num_frames, audio_hidden_size)`): Encoder frames.
             attention_mask (`torch.BoolTensor` of shape `(num_recordings, num_frames)`): True for real frames, which come first.
-            target_lengths (`torch.LongTensor` of shape `(num_recordings,)`, *optional*): Tokens of each transcript.
+            target_lengths (`torch.LongTensor` of shape `(num_recordings,)`, *optional*): Tokens of each transcript, which CIF fires.
+            token_embeddings (`torch.Tensor` of shape `(vocab_size, text_hidden_size)`, *optional*): Input embeddings of the language
+                model, off which a CTC head reads tokens.
         """
         raise NotImplementedError
 
@@ -139,8 +151,9 @@ class LlmAsrProjector(nn.Module):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor,
         target_lengths: torch.Tensor | None = None,
+        token_embeddings: torch.Tensor | None = None,
     ) -> ProjectorOutput:
-        reduced = self.reduce_frames(hidden_states, attention_mask, target_lengths)
+        reduced = self.reduce_frames(hidden_states, attention_mask, target_lengths, token_embeddings)
         embeds, routing = self.project(reduced.frames, reduced.lengths)
         routed: dict[str, Any] = {}
         if routing is not None:
@@ -151,6 +164,8 @@ class LlmAsrProjector(nn.Module):
             alphas=reduced.alphas,
             quantities=reduced.quantities,
             fire_times=reduced.fire_times,
+            ctc_scores=reduced.ctc_scores,
+            ctc_labels=reduced.ctc_labels,
             **routed,
         )
 

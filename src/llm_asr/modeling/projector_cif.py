@@ -37,7 +37,9 @@ class CifProjector(LlmAsrProjector):
         self.cif = build_cif(config)
         self.add_text_layers(config)
 
-    def reduce_frames(self, hidden_states, attention_mask, target_lengths=None) -> ReducedFrames:
+    def reduce_frames(
+        self, hidden_states, attention_mask, target_lengths=None, token_embeddings=None
+    ) -> ReducedFrames:
         fired = self.cif(*self.downsampler(hidden_states, attention_mask), target_lengths)
         return ReducedFrames(
             frames=fired.embeds,

@@ -58,7 +58,9 @@ class ConvProjector(LlmAsrProjector):
         self.downsampler = ConvDownsampler(config)
         self.add_text_layers(config)
 
-    def reduce_frames(self, hidden_states, attention_mask, target_lengths=None) -> ReducedFrames:
+    def reduce_frames(
+        self, hidden_states, attention_mask, target_lengths=None, token_embeddings=None
+    ) -> ReducedFrames:
         hidden_states, attention_mask = self.downsampler(hidden_states, attention_mask)
         return ReducedFrames(hidden_states[attention_mask], attention_mask.sum(-1))
 

@@ -22,7 +22,9 @@ class StackProjector(BlockProjector):
         self.is_remainder_dropped = config.projector_config.stack_remainder == "drop"
         self.add_text_layers(config)
 
-    def reduce_frames(self, hidden_states, attention_mask, target_lengths=None) -> ReducedFrames:
+    def reduce_frames(
+        self, hidden_states, attention_mask, target_lengths=None, token_embeddings=None
+    ) -> ReducedFrames:
         size = self.block_size
         hidden_states = hidden_states.to(next(self.parameters()).dtype)
         attention_mask = attention_mask.to(hidden_states.device)
