@@ -89,7 +89,16 @@ def test_cif_fires_the_expected_number_by_default():
 
 @pytest.mark.parametrize("parameters", ["total", "active"])
 @pytest.mark.parametrize(
-    ("projector_type", "reference_type"), [("conv", "moe"), ("conv", "moe_cif"), ("cif", "moe_cif")]
+    ("projector_type", "reference_type"),
+    [
+        ("conv", "moe"),
+        ("conv", "moe_cif"),
+        ("cif", "moe_cif"),
+        ("stack", "moe_stack"),
+        ("qformer", "moe_qformer"),
+        ("ctc", "moe_ctc"),
+        ("conv", "qformer"),
+    ],
 )
 def test_matched_parameters(projector_type, reference_type, parameters):
     reference = make_config(reference_type, num_shared_experts=1)
@@ -102,7 +111,19 @@ def test_matched_parameters(projector_type, reference_type, parameters):
         projector_cost(reference), f"{parameters}_parameters"
     )
     # Increasing the width by one adds a row, a column and a bias.
-    assert abs(difference) <= (16 + 40 + 1) / 2
+    assert abs(difference) <= (config.projector_config.reduced_size(32) + 40 + 1) / 2
+
+
+def test_gated_layers_match_too():
+    reference = make_config("moe_stack", stack_size=2, num_experts=8)
+    matched = match_parameters("stack", reference, mlp_gated=True, mlp_norms=["hidden"])
+    assert (matched.stack_size, matched.mlp_gated) == (2, True)
+    config = LlmAsrConfig(
+        audio_config=reference.audio_config, text_config=reference.text_config, projector_config=matched
+    )
+    difference = projector_cost(config).total_parameters - projector_cost(reference).total_parameters
+    # Increasing the width by one adds two rows with biases, a scale and a column.
+    assert abs(difference) <= (2 * (64 + 1) + 1 + 40) / 2
 
 
 def test_impossible_matches_are_refused():

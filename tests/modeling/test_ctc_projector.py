@@ -253,6 +253,13 @@ def test_models_without_a_ctc_head_and_projectors_without_embeddings_are_refused
         model.model.projector(torch.randn(1, 5, 32), torch.ones(1, 5, dtype=torch.bool))
 
 
+def test_offloaded_embeddings_are_refused(parts, recordings):
+    model, processor = make(parts)
+    model.get_input_embeddings().to("meta")
+    with pytest.raises(ValueError, match="The input embeddings are offloaded"):
+        model.transcribe_ctc(**features_of(processor.apply_transcription_request(recordings)))
+
+
 def test_streams_are_refused(parts):
     model, _ = make(parts, encoder_attention="chunked", encoder_chunk_s=0.4, encoder_left_context_s=0.4)
     with pytest.raises(ValueError, match="CtcProjector reduces frames by the whole recording"):

@@ -111,7 +111,7 @@ class LlmAsrAudioMixin(ModelInterface):
         else:
             raise ValueError("Pass either `input_features` or `audio_hidden_states`, and not both.")
         # Only a CTC head reads the embeddings.
-        token_embeddings = self.get_input_embeddings().weight if self.config.projector_config.uses_ctc else None
+        token_embeddings = self.get_token_embeddings() if self.config.projector_config.uses_ctc else None
         projected = self.projector(audio_hidden_states, mask, target_lengths, token_embeddings)
         return LlmAsrAudioOutput(
             last_hidden_state=audio_hidden_states,
@@ -127,6 +127,21 @@ class LlmAsrAudioMixin(ModelInterface):
             ctc_labels=projected.ctc_labels,
             **recorded,
         )
+
+    def get_token_embeddings(self) -> torch.Tensor:
+        """
+        Input embeddings of the language model, of shape `(vocab_size, text_hidden_size)`, off which a CTC head reads tokens.
+
+        Raises:
+            `ValueError`: If they are offloaded.
+        """
+        embeddings: Any = self.get_input_embeddings()
+        if embeddings.weight.device.type == "meta":
+            raise ValueError(
+                "The input embeddings are offloaded, and a CTC head reads all of them at once; name a device for the embeddings in "
+                "`device_map`."
+            )
+        return embeddings.weight
 
     def transcribe_ctc(self, *args, **kwargs) -> list[torch.Tensor]:
         """
@@ -158,5 +173,4 @@ class LlmAsrAudioMixin(ModelInterface):
             )
         with torch.no_grad():
             audio = self.get_audio_features(*args, return_dict=True, **kwargs)
-        embeddings: Any = self.get_input_embeddings()
-        return collapse_labels(audio.ctc_labels, blank=len(embeddings.weight))
+        return collapse_labels(audio.ctc_labels, blank=len(self.get_token_embeddings()))

@@ -391,6 +391,11 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
         return self.reduction == "ctc"
 
     @property
+    def has_dynamic_rate(self) -> bool:
+        """Whether the number of embeddings depends on what is said, and not on the length of a recording alone."""
+        return self.uses_cif or self.uses_ctc
+
+    @property
     def uses_experts(self) -> bool:
         """Whether frames are routed to experts."""
         return self.projector_type.startswith("moe")

@@ -147,8 +147,7 @@ class LlmAsrLossMixin(HeadedModelInterface):
             draft_loss = nn.functional.cross_entropy(drafts.float(), tokens.to(drafts.device), reduction="sum")
             losses["draft_loss"] = draft_loss.to(num_labels.device) / num_items
         if audio.ctc_scores is not None and audio.ctc_labels is not None:
-            embeddings: Any = self.get_input_embeddings()
-            logits = audio.ctc_scores.logits(embeddings.weight)
+            logits = audio.ctc_scores.logits(self.model.get_token_embeddings())
             num_frames = (audio.ctc_labels != -100).sum(-1)
             tokens = transcript_tokens(labels, self._eos_token_ids(labels.device), known_lengths)
             loss, losses["ctc_skipped"] = ctc_loss(logits, num_frames, tokens, known_lengths)
