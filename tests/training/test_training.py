@@ -260,9 +260,16 @@ def test_datasets_are_described_in_one_way(parts, dataset_file, tmp_path):
         train.main([recipe(parts, dataset_file, tmp_path / "b", **options)])
 
 
-def test_a_single_checkpoint_is_refused_before_recordings_are_encoded(parts, dataset_file, tmp_path):
-    options = {"save_total_limit": 1, "feature_cache": str(tmp_path / "features")}
-    with pytest.raises(ValueError, match="`save_total_limit` must be at least 2"):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"save_total_limit": 1}, "`save_total_limit` must be at least 2"),
+        ({"draft_only": True, "projector_type": "conv"}, "`draft_only` needs a draft head"),
+    ],
+)
+def test_options_are_checked_before_recordings_are_encoded(parts, dataset_file, tmp_path, options, message):
+    options = {**options, "feature_cache": str(tmp_path / "features")}
+    with pytest.raises(ValueError, match=message):
         train.main([recipe(parts, dataset_file, tmp_path / "run", **options)])
     assert not (tmp_path / "features").exists()
 

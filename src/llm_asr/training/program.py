@@ -32,7 +32,7 @@ from .keyword_sampling import KeywordSampling
 from .lora import add_lora
 from .run_record import RunRecord
 from .sample_transcripts import SampleTranscripts, SampleTranscriptsCallback
-from .trainer import LlmAsrTrainer
+from .trainer import LlmAsrTrainer, check_draft_head
 from .watching import WatchingCallback
 
 
@@ -202,8 +202,10 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: L
     # The model, or a `PeftModel` of it.
     model: Any
     model, processor = load_model(model_args, quantization_config)
+    # Fail before hours of work.
+    if training_args.draft_only:
+        check_draft_head(model)
     if data_args.max_keywords:
-        # Fail before training if the template has no place for keywords.
         processor.apply_transcription_request("", keywords=["keyword"], tokenize=False)
     model.to(training_args.device)
     if model_args.compile_audio:

@@ -22,6 +22,15 @@ from .interruption import stop_at_nonfinite_loss
 from .keyword_sampling import KeywordSampling
 
 
+def check_draft_head(model: Any) -> None:
+    """
+    Raises:
+        `ValueError`: If a model cannot be trained with `draft_only`.
+    """
+    if not model.config.projector_config.draft_head:
+        raise ValueError("`draft_only` needs a draft head; set `draft_head: true` in the projector configuration.")
+
+
 class LlmAsrTrainer(Seq2SeqTrainer):
     """
     A [`Seq2SeqTrainer`] that logs `lm_loss`, `quantity_loss`, `draft_loss`, `ctc_loss`, `router_aux_loss` and `router_z_loss` in
@@ -66,8 +75,8 @@ class LlmAsrTrainer(Seq2SeqTrainer):
         self._loss_parts: dict[str, torch.Tensor] = {}
         self._last_logged_step = 0
         self._is_draft_only = isinstance(self.args, LlmAsrTrainingArguments) and self.args.draft_only
-        if self._is_draft_only and not self.model.config.projector_config.draft_head:
-            raise ValueError("`draft_only` needs a draft head; set `draft_head: true` in the projector configuration.")
+        if self._is_draft_only:
+            check_draft_head(self.model)
 
     def train(self, *args, **kwargs):
         with name_full_disk(str(self.args.output_dir)):
