@@ -62,9 +62,8 @@ class Aligner:
             [round(len(samples) / SAMPLE_RATE / FRAME_S)],
         )
         token_indices, frames = np.array(result.alignments).T
-        # Where the path comes to each token, and to the end after the last one.
-        is_first = np.diff(token_indices, prepend=-1) > 0
-        begins = np.append(frames[is_first] * FRAME_S, len(samples) / SAMPLE_RATE)
+        # Where the path comes to each token. The end of the text is the last token.
+        begins = frames[np.diff(token_indices, prepend=-1) > 0] * FRAME_S
         bounds = np.cumsum([0, *map(len, tokens)])
         return [
             {"word": word, "start": round(float(begins[first]), 3), "end": round(float(begins[last]), 3)}
