@@ -25,8 +25,12 @@ from llm_asr.atomic_writing import write_text
 from llm_asr.processing.audio import load_audio
 
 
-FRAME_S = 0.02
-MAX_SECONDS = 30.0
+# Seconds from one mel frame to the next, and from one frame of the encoder to the next.
+MEL_FRAME_S, FRAME_S = 0.01, 0.02
+MAX_SECONDS = 29.0
+
+# Silence after a recording, in place of silence up to 30 s.
+MARGIN_S = 1.0
 
 
 class Aligner:
@@ -40,28 +44,38 @@ class Aligner:
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._features = WhisperFeatureExtractor(feature_size=80)
 
+    def find_path(self, samples: np.ndarray, tokens: list[int], language: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return the path of dynamic time warping: indices of tokens, and frames of the encoder. The end follows the last token."""
+        num_frames = int(len(samples) / SAMPLE_RATE / MEL_FRAME_S)
+        padded = np.pad(samples, (0, int(MARGIN_S * SAMPLE_RATE)))
+        features = self._features(
+            padded, sampling_rate=SAMPLE_RATE, padding="longest", return_tensors="np"
+        ).input_features
+        features = features[:, :, : features.shape[2] // 2 * 2]
+        prompt = ["<|startoftranscript|>", f"<|{language}|>", "<|transcribe|>", "<|notimestamps|>"]
+        (result,) = self._model.align(
+            ctranslate2.StorageView.from_array(np.ascontiguousarray(features)),
+            [self._tokenizer.token_to_id(token) for token in prompt],
+            [tokens],
+            [num_frames],
+        )
+        token_indices, frames = np.array(result.alignments).T
+        return token_indices, frames
+
     def align(self, samples: np.ndarray, text: str, language: str) -> list[dict]:
         """
         Args:
-            samples: Float32, mono, 16 kHz, of shape `(num_samples,)` and at most 30 s.
+            samples: Float32, mono, 16 kHz, of shape `(num_samples,)` and at most 29 s.
             text: What is said, with spaces between words.
             language: ISO 639-1 code.
 
         Returns:
             `word`, `start` and `end` in seconds of each word.
         """
-        features = self._features(samples, sampling_rate=SAMPLE_RATE, return_tensors="np").input_features
         words = text.split()
         # Each word begins with a space, so that no token is in two words.
         tokens = [self._tokenizer.encode(f" {word}", add_special_tokens=False).ids for word in words]
-        prompt = ["<|startoftranscript|>", f"<|{language}|>", "<|transcribe|>", "<|notimestamps|>"]
-        (result,) = self._model.align(
-            ctranslate2.StorageView.from_array(np.ascontiguousarray(features)),
-            [self._tokenizer.token_to_id(token) for token in prompt],
-            [[token for word in tokens for token in word]],
-            [round(len(samples) / SAMPLE_RATE / FRAME_S)],
-        )
-        token_indices, frames = np.array(result.alignments).T
+        token_indices, frames = self.find_path(samples, [token for word in tokens for token in word], language)
         # Where the path comes to each token. The end of the text is the last token.
         begins = frames[np.diff(token_indices, prepend=-1) > 0] * FRAME_S
         bounds = np.cumsum([0, *map(len, tokens)])

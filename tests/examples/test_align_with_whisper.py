@@ -86,3 +86,11 @@ def test_the_output_must_be_beside_the_dataset(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         align_with_whisper.main()
     assert "must be in the folder" in capsys.readouterr().err
+
+
+def test_the_path_goes_through_the_whole_recording(recogniser):
+    aligner = align_with_whisper.Aligner(recogniser)
+    samples = (0.1 * torch.randn(32_000)).numpy()
+    tokens, frames = aligner.find_path(samples, [3, 4, 5], "en")
+    assert (tokens[0], tokens[-1]) == (0, 3)
+    assert (frames[0], frames[-1]) == (0, 99)
