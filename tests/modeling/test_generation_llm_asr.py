@@ -325,10 +325,10 @@ def test_draft_labels_are_only_the_transcripts():
     labels = torch.tensor(
         [[-100, 8, 9, 5, 6, 7, 2], [-100, -100, 5, 2, -100, -100, -100], [-100, 2, -100, -100, -100, -100, -100]]
     )
-    found = draft_labels(labels, torch.tensor([2]), torch.tensor([3, 1, 0]))
+    found = draft_labels(labels, [2], torch.tensor([3, 1, 0]))
     assert found.tolist() == [5, 6, 7, 5]
     with pytest.raises(ValueError, match="fewer tokens"):
-        draft_labels(labels, torch.tensor([2]), torch.tensor([3, 2, 0]))
+        draft_labels(labels, [2], torch.tensor([3, 2, 0]))
 
 
 def test_the_draft_loss_is_the_cross_entropy_of_the_transcript(parts, recordings):

@@ -8,6 +8,7 @@ from torch import nn
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
+from .batch_numbers import BatchNumbers, FrameNumbers, read_frame_numbers
 from .model_interface import ModelInterface
 from .outputs_llm_asr import LlmAsrAudioOutput
 from .part_dtypes import HALF_DTYPES
@@ -26,7 +27,11 @@ class LlmAsrAudioMixin(ModelInterface):
     projector: Any
 
     def get_audio_hidden_states(
-        self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None, **kwargs
+        self,
+        input_features: torch.Tensor,
+        input_features_mask: torch.Tensor | None = None,
+        frame_numbers: FrameNumbers | None = None,
+        **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Run the speech encoder alone, for instance to cache its output.
@@ -36,6 +41,8 @@ class LlmAsrAudioMixin(ModelInterface):
                 Features as the encoder's feature extractor makes them, or waveforms of shape `(num_recordings, num_samples)`.
             input_features_mask (`torch.Tensor` of shape `(num_recordings, num_feature_frames)`, *optional*):
                 Non-zero for real feature frames, or samples; all are real if absent.
+            frame_numbers ([`FrameNumbers`], *optional*):
+                Of the mask; read from the device if absent.
 
         Returns:
             `tuple(torch.Tensor)`: Hidden states of shape `(num_recordings, num_frames, audio_hidden_size)` and a boolean
@@ -47,7 +54,10 @@ class LlmAsrAudioMixin(ModelInterface):
         if input_features_mask is None:
             shape = (input_features.shape[0], input_features.shape[feature_time_dim(self.config.audio_config)])
             input_features_mask = torch.ones(shape, dtype=torch.long, device=input_features.device)
-        empty = (input_features_mask.sum(-1) == 0).nonzero().flatten().tolist()
+            frame_numbers = FrameNumbers([shape[1]] * shape[0], shape[1])
+        if frame_numbers is None:
+            frame_numbers = read_frame_numbers(input_features_mask)
+        empty = [row for row, length in enumerate(frame_numbers.lengths) if not length]
         if empty:
             raise ValueError(f"`input_features_mask` leaves no frame to recording(s) {empty}; remove them.")
         with torch.no_grad() if is_frozen(self.audio_tower) else nullcontext(), self._audio_autocast(input_features):
@@ -55,6 +65,7 @@ class LlmAsrAudioMixin(ModelInterface):
                 self.audio_tower,
                 input_features.to(self.audio_tower.dtype),
                 input_features_mask,
+                frame_numbers,
                 self.config.encoder_padding,
                 self.config.draw_attention_chunks() if self.training else self.config.attention_chunks,
                 **kwargs,
@@ -95,13 +106,44 @@ class LlmAsrAudioMixin(ModelInterface):
         Returns:
             [`LlmAsrAudioOutput`]
         """
+        outputs, _ = self.encode_and_project(
+            input_features,
+            input_features_mask,
+            audio_hidden_states,
+            audio_hidden_states_mask,
+            target_lengths,
+            **kwargs,
+        )
+        return outputs
+
+    def encode_and_project(
+        self,
+        input_features: torch.Tensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+        audio_hidden_states: torch.Tensor | None = None,
+        audio_hidden_states_mask: torch.Tensor | None = None,
+        target_lengths: torch.Tensor | None = None,
+        numbers: BatchNumbers | None = None,
+        **kwargs,
+    ) -> tuple[LlmAsrAudioOutput, list[int]]:
+        """
+        Do the work of `get_audio_features`.
+
+        Args:
+            numbers ([`BatchNumbers`], *optional*): Of the batch. What is absent is read from the device.
+
+        Returns:
+            `tuple(LlmAsrAudioOutput, list[int])`: The outputs, and `audio_lengths` on the host.
+        """
         recorded: dict[str, Any] = {}
         if input_features is not None and audio_hidden_states is None:
             names = ("output_hidden_states", "output_attentions")
             is_recorded = any(kwargs.get(name, getattr(self.config.audio_config, name)) for name in names)
             recorder = record_outputs(self.audio_tower) if is_recorded else None
             with recorder or nullcontext(recorded) as recorded:
-                audio_hidden_states, mask = self.get_audio_hidden_states(input_features, input_features_mask, **kwargs)
+                audio_hidden_states, mask = self.get_audio_hidden_states(
+                    input_features, input_features_mask, None if numbers is None else numbers.frames, **kwargs
+                )
         elif audio_hidden_states is not None and input_features is None:
             if audio_hidden_states_mask is None:
                 mask = torch.ones(audio_hidden_states.shape[:2], dtype=torch.bool, device=audio_hidden_states.device)
@@ -109,8 +151,12 @@ class LlmAsrAudioMixin(ModelInterface):
                 mask = audio_hidden_states_mask.bool()
         else:
             raise ValueError("Pass either `input_features` or `audio_hidden_states`, and not both.")
-        projected = self.projector(audio_hidden_states, mask, target_lengths)
-        return LlmAsrAudioOutput(
+        options = {}
+        if self.config.projector_config.uses_cif and numbers is not None and numbers.target_lengths:
+            known = min(numbers.target_lengths) >= 0
+            options["max_target"] = max(numbers.target_lengths) if known else None
+        projected = self.projector(audio_hidden_states, mask, target_lengths, **options)
+        outputs = LlmAsrAudioOutput(
             last_hidden_state=audio_hidden_states,
             pooler_output=projected.embeds,
             audio_lengths=projected.lengths,
@@ -122,3 +168,5 @@ class LlmAsrAudioMixin(ModelInterface):
             fire_times=projected.fire_times,
             **recorded,
         )
+        host_lengths = projected.lengths.tolist() if projected.host_lengths is None else projected.host_lengths
+        return outputs, host_lengths

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
+from .batch_numbers import BatchNumbers, is_any_of, read_together, select
 from .configuration_llm_asr import LlmAsrConfig
 
 
@@ -34,7 +35,7 @@ class DraftHead(nn.Module):
         """
         ends = audio_lengths.to(audio_embeds.device).cumsum(0)
         is_start = torch.zeros(len(audio_embeds) + 1, dtype=torch.bool, device=audio_embeds.device)
-        is_start[ends] = True
+        is_start = is_start.index_fill(0, ends, True)
         none = audio_embeds.new_zeros(1, audio_embeds.shape[1])
         before = torch.cat([none, audio_embeds[:-1]]).masked_fill(is_start[:-1, None], 0.0)
         behind = torch.cat([audio_embeds[1:], none]).masked_fill(is_start[1:, None], 0.0)
@@ -42,14 +43,20 @@ class DraftHead(nn.Module):
         return audio_embeds + drafted if self.is_residual else drafted
 
 
-def draft_labels(labels: torch.Tensor, eos_token_ids: torch.Tensor, target_lengths: torch.Tensor) -> torch.Tensor:
+def draft_labels(
+    labels: torch.Tensor,
+    eos_token_ids: list[int],
+    target_lengths: torch.Tensor,
+    numbers: BatchNumbers | None = None,
+) -> torch.Tensor:
     """
     Pack the tokens of the transcripts: those after a named language and before the end.
 
     Args:
         labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`): -100 outside of answers.
-        eos_token_ids (`torch.LongTensor`): Tokens that end an answer.
+        eos_token_ids (`list[int]`): Tokens that end an answer.
         target_lengths (`torch.LongTensor` of shape `(batch_size,)`): Tokens of each transcript.
+        numbers ([`BatchNumbers`], *optional*): Of the batch; read from the device if absent. Its translations have no tokens.
 
     Returns:
         `torch.LongTensor` of shape `(sum(target_lengths),)`.
@@ -58,12 +65,20 @@ def draft_labels(labels: torch.Tensor, eos_token_ids: torch.Tensor, target_lengt
         `ValueError`: If an answer has fewer tokens than its transcript.
     """
     target_lengths = target_lengths.to(labels.device)
-    is_text = (labels != -100) & ~torch.isin(labels, eos_token_ids)
-    from_the_end = is_text.flip(-1).cumsum(-1).flip(-1)
-    found = labels[is_text & (from_the_end <= target_lengths[:, None])]
-    if len(found) != int(target_lengths.sum()):
+    is_text = (labels != -100) & ~is_any_of(labels, eos_token_ids)
+    if numbers is None or numbers.target_lengths is None:
+        read = read_together(found=is_text.sum(-1), wanted=target_lengths)
+        found, wanted = read["found"], read["wanted"]
+    else:
+        translations = numbers.translations or [False] * len(numbers.target_lengths)
+        wanted = [
+            0 if other else max(length, 0) for length, other in zip(numbers.target_lengths, translations, strict=True)
+        ]
+        found = wanted if numbers.text_targets is None else numbers.text_targets
+    if len(found) != len(wanted) or any(have < want for have, want in zip(found, wanted, strict=True)):
         raise ValueError(
             "`labels` have fewer tokens than `target_lengths` says; a draft head learns from one recording a row, whose "
             "`target_lengths` counts the tokens of its transcript."
         )
-    return found
+    from_the_end = is_text.flip(-1).cumsum(-1).flip(-1)
+    return select(labels, is_text & (from_the_end <= target_lengths[:, None]), sum(wanted))

@@ -20,6 +20,7 @@ class ReducedFrames:
         frames (`torch.Tensor` of shape `(sum(lengths), reduced_size)`): Packed frames, one for each embedding.
         lengths (`torch.LongTensor` of shape `(num_recordings,)`): Embeddings of each recording.
         alphas, quantities, fire_times (`torch.Tensor`, *optional*): See [`ProjectorOutput`].
+        host_lengths (`list[int]`, *optional*): `lengths`, if they were read from the device already.
     """
 
     frames: torch.Tensor
@@ -27,6 +28,7 @@ class ReducedFrames:
     alphas: torch.Tensor | None = None
     quantities: torch.Tensor | None = None
     fire_times: torch.Tensor | None = None
+    host_lengths: list[int] | None = None
 
 
 @dataclass
@@ -42,6 +44,7 @@ class ProjectorOutput:
         alphas (`torch.Tensor` of shape `(num_recordings, num_frames)`, *optional*): CIF weights, zero in padding.
         quantities (`torch.Tensor` of shape `(num_recordings,)`, *optional*): Numbers of embeddings CIF predicted.
         fire_times (`torch.Tensor` of shape `(sum(lengths),)`, *optional*): CIF fire times, in seconds.
+        host_lengths (`list[int]`, *optional*): `lengths` on the host.
     """
 
     embeds: torch.Tensor
@@ -51,6 +54,7 @@ class ProjectorOutput:
     alphas: torch.Tensor | None = None
     quantities: torch.Tensor | None = None
     fire_times: torch.Tensor | None = None
+    host_lengths: list[int] | None = None
 
 
 class ProjectorStream(Protocol):
@@ -139,8 +143,9 @@ class LlmAsrProjector(nn.Module):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor,
         target_lengths: torch.Tensor | None = None,
+        **kwargs,
     ) -> ProjectorOutput:
-        reduced = self.reduce_frames(hidden_states, attention_mask, target_lengths)
+        reduced = self.reduce_frames(hidden_states, attention_mask, target_lengths, **kwargs)
         embeds, routing = self.project(reduced.frames, reduced.lengths)
         routed: dict[str, Any] = {}
         if routing is not None:
@@ -151,6 +156,7 @@ class LlmAsrProjector(nn.Module):
             alphas=reduced.alphas,
             quantities=reduced.quantities,
             fire_times=reduced.fire_times,
+            host_lengths=reduced.host_lengths,
             **routed,
         )
 

@@ -37,14 +37,18 @@ class CifProjector(LlmAsrProjector):
         self.cif = build_cif(config)
         self.add_text_layers(config)
 
-    def reduce_frames(self, hidden_states, attention_mask, target_lengths=None) -> ReducedFrames:
-        fired = self.cif(*self.downsampler(hidden_states, attention_mask), target_lengths)
+    def reduce_frames(
+        self, hidden_states, attention_mask, target_lengths=None, max_target: int | None = None
+    ) -> ReducedFrames:
+        """`max_target`: see [`integrate_and_fire`]."""
+        fired = self.cif(*self.downsampler(hidden_states, attention_mask), target_lengths, max_target)
         return ReducedFrames(
             frames=fired.embeds,
             lengths=fired.lengths,
             alphas=fired.alphas,
             quantities=fired.quantities,
             fire_times=fired.fire_times * self.frame_period,
+            host_lengths=fired.host_lengths,
         )
 
     def count_reduction_flops(self, frame_rate: float) -> float:

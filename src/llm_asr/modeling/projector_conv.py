@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
+from .batch_numbers import select
 from .configuration_llm_asr import LlmAsrConfig
 from .projector_base import LlmAsrProjector, ReducedFrames
 from .streaming_convolution import StreamingConvolution
@@ -60,7 +61,10 @@ class ConvProjector(LlmAsrProjector):
 
     def reduce_frames(self, hidden_states, attention_mask, target_lengths=None) -> ReducedFrames:
         hidden_states, attention_mask = self.downsampler(hidden_states, attention_mask)
-        return ReducedFrames(hidden_states[attention_mask], attention_mask.sum(-1))
+        lengths = attention_mask.sum(-1)
+        host_lengths = lengths.tolist()
+        frames = select(hidden_states, attention_mask, sum(host_lengths))
+        return ReducedFrames(frames, lengths, host_lengths=host_lengths)
 
     def count_reduction_flops(self, frame_rate: float) -> float:
         return self.downsampler.count_flops(frame_rate)

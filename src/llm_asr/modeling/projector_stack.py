@@ -2,6 +2,7 @@
 
 import torch.nn.functional as F
 
+from .batch_numbers import select
 from .configuration_llm_asr import LlmAsrConfig
 from .projector_base import ReducedFrames
 from .projector_blocks import BlockProjector
@@ -32,7 +33,9 @@ class StackProjector(BlockProjector):
         # Real frames come first, so the first frame of a stack tells if it has any, and the last if it is full.
         member = size - 1 if self.is_remainder_dropped else 0
         is_stack = F.pad(attention_mask, (0, missing))[:, member::size]
-        return ReducedFrames(stacks[is_stack], is_stack.sum(-1))
+        lengths = is_stack.sum(-1)
+        host_lengths = lengths.tolist()
+        return ReducedFrames(select(stacks, is_stack, sum(host_lengths)), lengths, host_lengths=host_lengths)
 
     def count_reduction_flops(self, frame_rate: float) -> float:
         return 0.0

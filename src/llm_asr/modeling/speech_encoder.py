@@ -36,6 +36,7 @@ class SpeechEncoder:
         paddings (`tuple[str]`): Values of `encoder_padding` of [`LlmAsrConfig`] that the family supports.
         attentions (`tuple[str]`): Values of `encoder_attention` of [`LlmAsrConfig`] that the family supports. With `"chunked"`,
             `run` takes an argument `chunks`, and the family has `open_stream` and `encode_stream`.
+        reads_frame_numbers (`bool`): Whether `run` takes an argument `frame_numbers`, the [`FrameNumbers`] of the mask.
     """
 
     model_types: tuple[str, ...] = ()
@@ -45,6 +46,7 @@ class SpeechEncoder:
     feature_layout: str = TIME_FIRST
     paddings: tuple[str, ...] = ("longest",)
     attentions: tuple[str, ...] = ("full",)
+    reads_frame_numbers = False
 
     def find_config(self, config: PreTrainedConfig) -> PreTrainedConfig:
         """Return the encoder's configuration from a checkpoint's configuration."""

@@ -22,6 +22,7 @@ class WhisperFamily(SpeechEncoder):
     feature_layout = MEL_FIRST
     paddings = ("longest", "max_length")
     attentions: tuple[str, ...] = ("full", "chunked")
+    reads_frame_numbers = True
     # Frames after the convolutions per output frame.
     num_pooled = 1
 
