@@ -48,7 +48,7 @@ def test_a_micro_batch_waits_twice_at_most(parts, recordings, projector_type, pa
         batch["input_ids"] == processor.audio_token_id,
         batch["attention_mask"],
         batch["input_features_mask"],
-        batch["labels"],
+        labels=batch["labels"],
         target_lengths=batch["target_lengths"],
     )
     assert own == numbers

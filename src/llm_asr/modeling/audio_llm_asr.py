@@ -8,11 +8,11 @@ from torch import nn
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
-from .batch_numbers import BatchNumbers, FrameNumbers, read_frame_numbers
+from .batch_numbers import BatchNumbers, FrameNumbers, read_frame_numbers, read_together
 from .model_interface import ModelInterface
 from .outputs_llm_asr import LlmAsrAudioOutput
 from .part_dtypes import HALF_DTYPES
-from .speech_encoders import feature_time_dim, record_outputs, run_audio_tower
+from .speech_encoders import count_encoded_frames, feature_time_dim, record_outputs, run_audio_tower
 
 
 def is_frozen(module: nn.Module) -> bool:
@@ -142,7 +142,7 @@ class LlmAsrAudioMixin(ModelInterface):
             recorder = record_outputs(self.audio_tower) if is_recorded else None
             with recorder or nullcontext(recorded) as recorded:
                 audio_hidden_states, mask = self.get_audio_hidden_states(
-                    input_features, input_features_mask, None if numbers is None else numbers.frames, **kwargs
+                    input_features, input_features_mask, None if numbers is None else numbers.features, **kwargs
                 )
         elif audio_hidden_states is not None and input_features is None:
             if audio_hidden_states_mask is None:
@@ -151,11 +151,7 @@ class LlmAsrAudioMixin(ModelInterface):
                 mask = audio_hidden_states_mask.bool()
         else:
             raise ValueError("Pass either `input_features` or `audio_hidden_states`, and not both.")
-        options = {}
-        if self.config.projector_config.uses_cif and numbers is not None and numbers.target_lengths:
-            known = min(numbers.target_lengths) >= 0
-            options["max_target"] = max(numbers.target_lengths) if known else None
-        projected = self.projector(audio_hidden_states, mask, target_lengths, **options)
+        projected = self.projector(audio_hidden_states, mask, target_lengths, **self._known_on_host(numbers))
         outputs = LlmAsrAudioOutput(
             last_hidden_state=audio_hidden_states,
             pooler_output=projected.embeds,
@@ -168,5 +164,20 @@ class LlmAsrAudioMixin(ModelInterface):
             fire_times=projected.fire_times,
             **recorded,
         )
-        host_lengths = projected.lengths.tolist() if projected.host_lengths is None else projected.host_lengths
+        host_lengths = projected.host_lengths
+        if host_lengths is None:
+            host_lengths = read_together(lengths=projected.lengths)["lengths"]
         return outputs, host_lengths
+
+    def _known_on_host(self, numbers: BatchNumbers | None) -> dict[str, Any]:
+        """What the projector need not read from the device."""
+        if numbers is None:
+            return {}
+        if self.config.projector_config.uses_cif:
+            targets = numbers.target_lengths
+            return {"max_target": max(targets)} if targets and min(targets) >= 0 else {}
+        frames = numbers.frames
+        if frames is None and numbers.features is not None:
+            frames = count_encoded_frames(self.config.audio_config, numbers.features)
+        can_count = self.projector.counts_frames_on_host
+        return {"frame_lengths": frames.lengths} if can_count and frames is not None and frames.comes_first else {}

@@ -62,12 +62,14 @@ def is_any_of(tokens: torch.Tensor, token_ids: list[int]) -> torch.Tensor:
 class FrameNumbers:
     """
     Attributes:
-        lengths (`list[int]`): Real feature frames of each recording.
+        lengths (`list[int]`): Real frames of each recording.
         extent (`int`): Frames up to the last one that is real in any recording.
+        comes_first (`bool`): Whether the real frames of each recording are before its padding.
     """
 
     lengths: list[int]
     extent: int
+    comes_first: bool = True
 
     @property
     def has_padding(self) -> bool:
@@ -75,10 +77,21 @@ class FrameNumbers:
         return any(length < self.extent for length in self.lengths)
 
 
-def count_extent(mask: torch.Tensor) -> torch.Tensor:
-    """Columns of a mask of shape `(num_rows, num_columns)` up to the last one that is non-zero in any row: a scalar."""
+def count_frames(mask: torch.Tensor | None) -> torch.Tensor | None:
+    """What [`FrameNumbers`] are made of, of shape `(num_recordings + 2,)`."""
+    if mask is None:
+        return None
+    is_real = mask != 0
+    lengths = is_real.sum(-1)
     places = torch.arange(1, mask.shape[1] + 1, device=mask.device)
-    return (places * (mask != 0).any(0)).amax() if mask.numel() else mask.new_zeros((), dtype=torch.long)
+    extent = (places * is_real.any(0)).amax() if mask.numel() else lengths.new_zeros(())
+    has_hole = (is_real != (places <= lengths[:, None])).any()
+    return torch.cat([lengths, extent[None], has_hole[None].long()])
+
+
+def to_frame_numbers(counted: list[int] | None) -> FrameNumbers | None:
+    """Make [`FrameNumbers`] of what [`count_frames`] gave."""
+    return None if counted is None else FrameNumbers(counted[:-2], counted[-2], not counted[-1])
 
 
 def read_frame_numbers(mask: torch.Tensor) -> FrameNumbers:
@@ -88,8 +101,9 @@ def read_frame_numbers(mask: torch.Tensor) -> FrameNumbers:
     Args:
         mask (`torch.Tensor` of shape `(num_recordings, num_feature_frames)`): Non-zero for real frames.
     """
-    read = read_together(lengths=(mask != 0).sum(-1), extent=count_extent(mask))
-    return FrameNumbers(read["lengths"], *read["extent"])
+    numbers = to_frame_numbers(read_together(frames=count_frames(mask))["frames"])
+    assert numbers is not None
+    return numbers
 
 
 @dataclass
@@ -101,7 +115,8 @@ class BatchNumbers:
         audio_tokens (`list[int]`): Audio tokens of each row.
         text_lengths (`list[int]`): Other real tokens of each row.
         num_hidden (`int`): Audio tokens that `attention_mask` hides.
-        frames ([`FrameNumbers`], *optional*): Of the features, if they have a mask.
+        features ([`FrameNumbers`], *optional*): Of the features, if they have a mask.
+        frames ([`FrameNumbers`], *optional*): Of cached outputs of the speech encoder, if they have a mask.
         targets (`list[int]`, *optional*): Labels of each row.
         text_targets (`list[int]`, *optional*): Labels of each row that are not an end-of-sequence token. Absent where
             `target_lengths` are known to agree with the labels.
@@ -113,6 +128,7 @@ class BatchNumbers:
     audio_tokens: list[int]
     text_lengths: list[int]
     num_hidden: int
+    features: FrameNumbers | None = None
     frames: FrameNumbers | None = None
     targets: list[int] | None = None
     text_targets: list[int] | None = None
@@ -125,6 +141,7 @@ def read_batch_numbers(
     is_audio: torch.Tensor,
     attention_mask: torch.Tensor | None,
     features_mask: torch.Tensor | None = None,
+    frames_mask: torch.Tensor | None = None,
     labels: torch.Tensor | None = None,
     eos_token_ids: list[int] | None = None,
     target_lengths: torch.Tensor | None = None,
@@ -136,7 +153,8 @@ def read_batch_numbers(
     Args:
         is_audio (`torch.BoolTensor` of shape `(batch_size, sequence_length)`): True at audio tokens.
         attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): Non-zero for real tokens.
-        features_mask (`torch.Tensor` of shape `(num_recordings, num_feature_frames)`, *optional*): Non-zero for real frames.
+        features_mask, frames_mask (`torch.Tensor` of shape `(num_recordings, num_frames)`, *optional*): Non-zero for real frames of
+            features, or of cached outputs of the speech encoder.
         labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): Targets, -100 elsewhere.
         eos_token_ids (`list[int]`, *optional*): Tokens that end an answer. Without them, `target_lengths` are not checked.
         target_lengths, is_translation (`torch.Tensor`, *optional*): See [`LlmAsrForConditionalGeneration.forward`].
@@ -149,9 +167,9 @@ def read_batch_numbers(
         "num_hidden": (is_audio & ~is_real).sum(),
         "target_lengths": target_lengths,
         "translations": is_translation,
+        "features": count_frames(features_mask),
+        "frames": count_frames(frames_mask),
     }
-    if features_mask is not None:
-        counted |= {"frames": (features_mask != 0).sum(-1), "extent": count_extent(features_mask)}
     if labels is not None:
         is_target = labels != -100
         is_scored = is_target & is_text.to(labels.device)
@@ -166,7 +184,8 @@ def read_batch_numbers(
         audio_tokens=read["audio_tokens"],
         text_lengths=read["text_lengths"],
         num_hidden=read["num_hidden"][0],
-        frames=FrameNumbers(read["frames"], *read["extent"]) if features_mask is not None else None,
+        features=to_frame_numbers(read.get("features")),
+        frames=to_frame_numbers(read.get("frames")),
         targets=read.get("targets"),
         text_targets=read.get("text_targets"),
         num_scored=read["num_scored"][0] if labels is not None else 0,

@@ -253,7 +253,7 @@ def _find_runs(
     batch_size, num_frames = weights.shape
     device = weights.device
     if max_tokens is None:
-        max_tokens = int(lengths.max()) if batch_size else 0
+        max_tokens = max(read_together(lengths=lengths)["lengths"], default=0)
 
     # A token begins in the first frame that ends beyond its lower bound and fires in the first that reaches its upper.
     # A bound beyond the sum, such as a tail's bound, belongs to the last frame with a nonzero weight, never to padding.

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .batch_numbers import BatchNumbers, find_true, read_batch_numbers
+from .batch_numbers import BatchNumbers, find_true, read_batch_numbers, read_together
 
 
 @dataclass
@@ -146,7 +146,7 @@ def merge_audio(
     repeats = is_real.long().masked_scatter(audio_runs.mask, audio_lengths)
     row_lengths = repeats.sum(-1)
     if audio_counts is None:
-        audio_counts = audio_lengths.tolist()
+        audio_counts = read_together(lengths=audio_lengths)["lengths"]
     if numbers is None:
         numbers = read_batch_numbers(audio_runs.mask, attention_mask)
     counts = iter(audio_counts)

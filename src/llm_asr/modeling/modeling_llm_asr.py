@@ -211,8 +211,8 @@ class LlmAsrModel(LlmAsrAudioMixin, LlmAsrStreamingMixin, LlmAsrPreTrainedModel)
         if recordings is None:
             raise ValueError("Pass either `input_features` or `audio_hidden_states`, and not both.")
         if numbers is None:
-            features_mask = kwargs.get("input_features_mask") if audio_hidden_states is None else None
-            numbers = read_batch_numbers(is_audio, attention_mask, features_mask)
+            masks = [kwargs.get(f"{name}_mask") for name in ("input_features", "audio_hidden_states")]
+            numbers = read_batch_numbers(is_audio, attention_mask, *masks)
         audio_runs = find_audio_runs(is_audio, recordings.shape[0], numbers)
         if audio_runs.lengths is not None:
             target_lengths = audio_runs.lengths
@@ -437,7 +437,8 @@ class LlmAsrForConditionalGeneration(
                     if has_prompt
                     else torch.zeros_like(labels, dtype=torch.bool),
                     attention_mask,
-                    input_features_mask if audio_hidden_states is None else None,
+                    input_features_mask,
+                    audio_hidden_states_mask,
                     labels,
                     self._eos_ids(),
                     target_lengths,

@@ -81,6 +81,8 @@ class LlmAsrProjector(nn.Module):
     and returns a [`ProjectorOutput`]. Fixed-rate projectors do not look at `target_lengths`.
     """
 
+    # Whether `reduce_frames` takes `frame_lengths`, the real frames of each recording on the host, a `list[int]` or `None`.
+    counts_frames_on_host = False
     # Frames pass through one of the two.
     moe: MixtureOfExperts
     mlp: nn.Sequential

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
-from .batch_numbers import find_true
+from .batch_numbers import find_true, read_together
 from .configuration_llm_asr import LlmAsrConfig
 from .projector_base import ReducedFrames
 from .projector_blocks import BlockProjector
@@ -65,7 +65,7 @@ class QFormerProjector(BlockProjector):
         # Real frames come first, so the first frame of a window tells if it has any.
         is_window = is_real[:, :, 0]
         lengths = num_queries * is_window.sum(-1)
-        host_lengths = lengths.tolist()
+        host_lengths = read_together(lengths=lengths)["lengths"]
         kept = find_true(is_window, sum(host_lengths) // num_queries)
         windows, is_real = windows.flatten(0, 1)[kept], is_real.flatten(0, 1)[kept]
         if not len(windows):

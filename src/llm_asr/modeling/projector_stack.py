@@ -2,7 +2,7 @@
 
 import torch.nn.functional as F
 
-from .batch_numbers import select
+from .batch_numbers import read_together, select
 from .configuration_llm_asr import LlmAsrConfig
 from .projector_base import ReducedFrames
 from .projector_blocks import BlockProjector
@@ -17,13 +17,17 @@ class StackProjector(BlockProjector):
     `stack_remainder` of [`LlmAsrProjectorConfig`].
     """
 
+    counts_frames_on_host = True
+
     def __init__(self, config: LlmAsrConfig):
         super().__init__(config)
         self.block_size = config.projector_config.stack_size
         self.is_remainder_dropped = config.projector_config.stack_remainder == "drop"
         self.add_text_layers(config)
 
-    def reduce_frames(self, hidden_states, attention_mask, target_lengths=None) -> ReducedFrames:
+    def reduce_frames(
+        self, hidden_states, attention_mask, target_lengths=None, frame_lengths: list[int] | None = None
+    ) -> ReducedFrames:
         size = self.block_size
         hidden_states = hidden_states.to(next(self.parameters()).dtype)
         attention_mask = attention_mask.to(hidden_states.device)
@@ -34,7 +38,10 @@ class StackProjector(BlockProjector):
         member = size - 1 if self.is_remainder_dropped else 0
         is_stack = F.pad(attention_mask, (0, missing))[:, member::size]
         lengths = is_stack.sum(-1)
-        host_lengths = lengths.tolist()
+        if frame_lengths is None:
+            host_lengths = read_together(lengths=lengths)["lengths"]
+        else:
+            host_lengths = [(length + size - 1 - member) // size for length in frame_lengths]
         return ReducedFrames(select(stacks, is_stack, sum(host_lengths)), lengths, host_lengths=host_lengths)
 
     def count_reduction_flops(self, frame_rate: float) -> float:

@@ -146,6 +146,10 @@ class SpeechEncoder:
         """Feature frames, or samples of a waveform, that the encoder needs for its first frame."""
         return 1
 
+    def count_frames(self, num_features: int) -> int | None:
+        """Output frames of that many feature frames, which come first in their row; `None` if the family does not tell."""
+        return None
+
     def count_max_samples(self, audio_config: PreTrainedConfig, feature_extractor) -> int | None:
         """Samples of the longest recording that the encoder accepts; unlimited if `None`."""
         return None

@@ -163,6 +163,17 @@ def run_audio_tower(
     return family.run(audio_tower, input_features, input_features_mask, padding, **kwargs)
 
 
+def count_encoded_frames(audio_config: PreTrainedConfig, features: FrameNumbers) -> FrameNumbers | None:
+    """The numbers of the frames that an encoder makes of features, if its family can tell without running it."""
+    family = find_speech_encoder(audio_config)
+    lengths = [family.count_frames(length) for length in features.lengths]
+    extent = family.count_frames(features.extent)
+    known = [length for length in lengths if length is not None]
+    if extent is None or len(known) < len(lengths):
+        return None
+    return FrameNumbers(known, extent, features.comes_first)
+
+
 @contextmanager
 def record_outputs(audio_tower: PreTrainedModel) -> Iterator[dict[str, Any]]:
     """
@@ -192,6 +203,7 @@ __all__ = [
     "SPEECH_ENCODERS",
     "build_audio_tower",
     "check_audio_config",
+    "count_encoded_frames",
     "describe_speech_encoder",
     "feature_time_dim",
     "find_speech_encoder",

@@ -59,6 +59,9 @@ class WhisperFamily(SpeechEncoder):
     def count_samples_per_frame(self, audio_config: PreTrainedConfig, feature_extractor) -> int:
         return 2 * self.num_pooled * feature_extractor.hop_length
 
+    def count_frames(self, num_features: int) -> int | None:
+        return -(-num_features // 2) // self.num_pooled
+
     def count_min_features(self, audio_config: PreTrainedConfig) -> int:
         return 1 if self.num_pooled == 1 else 2 * self.num_pooled - 1
 

@@ -108,6 +108,7 @@ class LlmAsrDataCollator:
                 batch["input_ids"] == self.processor.audio_token_id,
                 batch["attention_mask"],
                 batch.get("input_features_mask"),
+                batch.get("audio_hidden_states_mask"),
                 batch["labels"],
                 target_lengths=batch["target_lengths"],
                 is_translation=batch.get("is_translation"),
