@@ -27,7 +27,7 @@ ifeq (,$(findstring cif,$(PROJECTOR)))
 TRAIN_ARGS += --projector '{"draft_head": false}'
 endif
 
-.PHONY: demo open-demo try test test-app test-transformers test-versions test-vllm lint types docs
+.PHONY: demo open-demo try test test-app test-gpu test-transformers test-versions test-vllm lint types docs
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -98,6 +98,11 @@ test-app: $(VENV)/.installed $(DATA)/chromium/chromium
 
 $(DATA)/chromium/chromium:
 	tests/examples/fetch_chromium.sh $(DATA)/chromium
+
+# Tests and benchmarks on a GPU, in at most eight minutes. DEVICE=cpu runs the same parts, small.
+DEVICE ?= cuda
+test-gpu: $(VENV)/.installed
+	$(BIN)/python tests/gpu/gpu_checks.py --device $(DEVICE) $(if $(filter cpu,$(DEVICE)),--small) --output runs/gpu-$(DEVICE)
 
 # Runs the tests that Transformers applies to its own audio language models, in the installed version.
 test-transformers: $(VENV)/.installed

@@ -1,5 +1,5 @@
 """
-Prints the parameters and operations of all projector types, and of `conv` and `cif` projectors of equal size.
+Prints the parameters and operations of all projector types, and of projectors without experts of equal size.
 
     python examples/projector_cost.py                     # Whisper-large-v3 and Qwen2.5-7B
     python examples/projector_cost.py --model CHECKPOINT --tokens-per-second 2.7
@@ -28,7 +28,7 @@ def with_projector(config: LlmAsrConfig, projector_config: LlmAsrProjectorConfig
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="Folder or Hub id of a checkpoint with the wanted sizes.")
-    parser.add_argument("--tokens-per-second", type=float, default=4.0, help="Embeddings per second from CIF.")
+    parser.add_argument("--tokens-per-second", type=float, default=4.0, help="Embeddings per second from CIF and CTC.")
     args = parser.parse_args()
     if args.model is None:
         config = LlmAsrConfig(
@@ -41,11 +41,19 @@ def main() -> None:
     sizes = config.projector_config.to_dict()
     kept = ("hidden_size", "intermediate_size", "num_experts", "num_experts_per_tok", "expert_hidden_size")
     kept += ("num_shared_experts", "router_type", "router_hidden_size", "routing_level", "merge")
+    kept += tuple(name for name in sizes if name.startswith(("stack_", "qformer_")))
     rows = {}
     for projector_type in PROJECTOR_TYPES:
-        options = {name: sizes[name] for name in kept}
+        options = {name: sizes[name] for name in kept if sizes[name] is not None}
         rows[projector_type] = LlmAsrProjectorConfig(projector_type=projector_type, **options)
-    for plain, reference in (("conv", "moe"), ("conv", "moe_cif"), ("cif", "moe_cif")):
+    pairs = [
+        ("conv", "moe"),
+        ("conv", "moe_cif"),
+        ("cif", "moe_cif"),
+        ("stack", "moe_stack"),
+        ("qformer", "moe_qformer"),
+    ]
+    for plain, reference in (*pairs, ("ctc", "moe_ctc")):
         for parameters in ("total", "active"):
             matched = match_parameters(plain, with_projector(config, rows[reference]), parameters)
             rows[f"{plain}, {parameters} as {reference}: intermediate_size {matched.intermediate_size}"] = matched

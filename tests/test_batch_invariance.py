@@ -33,14 +33,18 @@ def window_parts(parts, tmp_path_factory):
     return {**parts, "window": folder}
 
 
+# Encoders and language models see the same of all projectors, so some types are enough for both implementations of attention.
+COMBINATIONS = [(projector, attention) for projector in PROJECTOR_TYPES[:4] for attention in ("eager", "sdpa")]
+COMBINATIONS += [(projector, "sdpa") for projector in PROJECTOR_TYPES[4:]]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
-@pytest.mark.parametrize("projector_type", PROJECTOR_TYPES)
+@pytest.mark.parametrize(("projector_type", "attn_implementation"), COMBINATIONS)
 def test_greedy_output_is_the_same_in_every_batch(
     window_parts, recordings, tmp_path, projector_type, attn_implementation
 ):
-    # Large weights make the transcripts of the recordings differ.
-    options = {"expected_tokens_per_second": 2.0, "initializer_range": 0.5}
+    # Large weights make the transcripts of the recordings differ. Those of attention are small enough to see more than one frame.
+    options = {"expected_tokens_per_second": 2.0, "initializer_range": 0.2 if "qformer" in projector_type else 0.5}
     composed, processor = compose(window_parts, projector_type, audio="window", **options)
     composed.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)

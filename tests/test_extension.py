@@ -46,7 +46,7 @@ class LinearProjector(LlmAsrProjector):
         self.linear = torch.nn.Linear(config.audio_config.hidden_size, config.projector_config.hidden_size)
         self.add_text_layers(config)
 
-    def reduce_frames(self, hidden_states, attention_mask, target_lengths=None):
+    def reduce_frames(self, hidden_states, attention_mask, target_lengths=None, token_embeddings=None):
         is_real = attention_mask[:, :: self.stride]
         return ReducedFrames(self.linear(hidden_states[:, :: self.stride][is_real]), is_real.sum(-1))
 

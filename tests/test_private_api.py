@@ -56,8 +56,8 @@ def overridden_names(modules: list[str]) -> set[str]:
             names.update(
                 name for name in vars(found) if is_private(name) and any(name in vars(base) for base in others)
             )
-    # Python's own bookkeeping of abstract classes and enumerations.
-    return {name for name in names if not name.startswith(("_abc_", "_member", "_value", "_sunder"))}
+    # Python's own bookkeeping of abstract classes, protocols and enumerations.
+    return {name for name in names if not name.startswith(("_abc_", "_is_protocol", "_member", "_value", "_sunder"))}
 
 
 def test_every_private_name_of_other_packages_is_listed_with_its_reason():

@@ -14,6 +14,7 @@ from tiny_models import PROJECTOR_KWARGS
 
 from llm_asr import LlmAsrForConditionalGeneration, LlmAsrProcessor
 from llm_asr.cli import main
+from llm_asr.training.projector_replacement import replace_projector
 
 
 AUDIO_ID, TEXT_ID = "openai/whisper-base", "Qwen/Qwen2.5-0.5B-Instruct"
@@ -41,6 +42,7 @@ def make_workspace(folder: Path, parts: dict[str, str]) -> None:
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     train_checkpoint(folder)
     train_in_chunks(folder / "my-model", folder / "my-chunked-model")
+    give_ctc_head(folder / "my-model", folder / "my-ctc-model")
     for name in ("runs/demo-moe_cif", "runs/mine"):
         shutil.copytree(folder / "my-model", folder / name)
     for name, part in (("whisper-base", "whisper"), ("qwen2.5-0.5b-instruct", "qwen2")):
@@ -96,3 +98,11 @@ def train_in_chunks(trained: Path, folder: Path) -> None:
     processor = LlmAsrProcessor.from_pretrained(trained)
     processor.log_mel_maximum = "running"
     processor.save_pretrained(folder)
+
+
+def give_ctc_head(trained: Path, folder: Path) -> None:
+    """Save a checkpoint as if its projector had a CTC head."""
+    model = LlmAsrForConditionalGeneration.from_pretrained(trained)
+    replace_projector(model, "ctc")
+    model.save_pretrained(folder)
+    LlmAsrProcessor.from_pretrained(trained).save_pretrained(folder)

@@ -38,6 +38,8 @@ def make_config(projector_type, **options):
                 "intermediate_size": None,
             },
         ),
+        ("ctc", {}),
+        ("moe_ctc", {"num_experts_per_tok": 4}),
         # With one expert the fallback has no padding, so it does not compute additional products.
         ("moe", {"num_experts": 1, "num_experts_per_tok": 1, "num_shared_experts": 2}),
         ("moe", {"num_experts_per_tok": 4, "router_type": "mlp", "router_hidden_size": 8}),
@@ -55,8 +57,9 @@ def test_operations_equal_the_count_of_torch(projector_type, options):
         projector.qformer.set_attn_implementation("eager")
     lengths = torch.tensor([35]) if config.projector_config.uses_cif else None
     frames, mask = torch.randn(1, 500, 32, dtype=torch.float64), torch.ones(1, 500, dtype=torch.bool)
+    embeddings = torch.randn(151936, 40, dtype=torch.float64)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        output = projector(frames, mask, lengths)
+        output = projector(frames, mask, lengths, embeddings)
     expected = counter.get_total_flops()
     if config.projector_config.uses_cif:
         # PyTorch does not count the integration as a product.
@@ -86,7 +89,16 @@ def test_cif_fires_the_expected_number_by_default():
 
 @pytest.mark.parametrize("parameters", ["total", "active"])
 @pytest.mark.parametrize(
-    ("projector_type", "reference_type"), [("conv", "moe"), ("conv", "moe_cif"), ("cif", "moe_cif")]
+    ("projector_type", "reference_type"),
+    [
+        ("conv", "moe"),
+        ("conv", "moe_cif"),
+        ("cif", "moe_cif"),
+        ("stack", "moe_stack"),
+        ("qformer", "moe_qformer"),
+        ("ctc", "moe_ctc"),
+        ("conv", "qformer"),
+    ],
 )
 def test_matched_parameters(projector_type, reference_type, parameters):
     reference = make_config(reference_type, num_shared_experts=1)
@@ -99,7 +111,19 @@ def test_matched_parameters(projector_type, reference_type, parameters):
         projector_cost(reference), f"{parameters}_parameters"
     )
     # Increasing the width by one adds a row, a column and a bias.
-    assert abs(difference) <= (16 + 40 + 1) / 2
+    assert abs(difference) <= (config.projector_config.reduced_size(32) + 40 + 1) / 2
+
+
+def test_gated_layers_match_too():
+    reference = make_config("moe_stack", stack_size=2, num_experts=8)
+    matched = match_parameters("stack", reference, mlp_gated=True, mlp_norms=["hidden"])
+    assert (matched.stack_size, matched.mlp_gated) == (2, True)
+    config = LlmAsrConfig(
+        audio_config=reference.audio_config, text_config=reference.text_config, projector_config=matched
+    )
+    difference = projector_cost(config).total_parameters - projector_cost(reference).total_parameters
+    # Increasing the width by one adds two rows with biases, a scale and a column.
+    assert abs(difference) <= (2 * (64 + 1) + 1 + 40) / 2
 
 
 def test_impossible_matches_are_refused():

@@ -75,7 +75,8 @@ def assert_same(streamed, offline):
         assert torch.equal(streamed[name], offline[name])
 
 
-@pytest.mark.parametrize("projector_type", PROJECTOR_TYPES)
+# A CTC head needs whole recordings.
+@pytest.mark.parametrize("projector_type", [name for name in PROJECTOR_TYPES if "ctc" not in name])
 @pytest.mark.parametrize("lookahead", [0.0, 0.06])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_stream_is_the_whole_recording(chunked_model, projector_type, lookahead, seed):
@@ -91,14 +92,15 @@ def test_a_stream_is_the_whole_recording(chunked_model, projector_type, lookahea
     assert_same(join_audio_outputs(pieces), offline)
 
 
+@pytest.mark.parametrize("projector_type", ["cif", "stack", "moe_qformer"])
 @settings(max_examples=15)
 @given(
     num_samples=st.integers(400, NUM_SAMPLES),
     cuts=st.lists(st.integers(0, NUM_SAMPLES // TEN_MS), max_size=30),
     lookahead=st.sampled_from([0.0, 0.06, 0.5]),
 )
-def test_any_length_and_any_cut(chunked_model, num_samples, cuts, lookahead):
-    model, processor = chunked_model("cif", lookahead)
+def test_any_length_and_any_cut(chunked_model, projector_type, num_samples, cuts, lookahead):
+    model, processor = chunked_model(projector_type, lookahead)
     recording = make_recording()[:num_samples]
     _, offline = encode_offline(model, processor, recording)
     blocks = cut_at(recording, [TEN_MS * cut for cut in cuts if TEN_MS * cut < num_samples])

@@ -26,6 +26,8 @@ def test_defaults():
         ("moe_stack", False, None, 4),
         ("qformer", False, None, 5),
         ("moe_qformer", False, None, 5),
+        ("ctc", False, [2, 2], 4),
+        ("moe_ctc", False, [2, 2], 4),
     ],
 )
 def test_properties_follow_the_projector_type(projector_type, uses_cif, strides, downsampling):
@@ -41,7 +43,7 @@ def test_downsampling_is_the_product_of_the_strides():
 
 def test_each_type_exists_with_and_without_experts():
     assert PROJECTOR_TYPES[:4] == ("conv", "moe", "cif", "moe_cif")
-    assert PROJECTOR_TYPES[4:] == ("stack", "moe_stack", "qformer", "moe_qformer")
+    assert PROJECTOR_TYPES[4:] == ("stack", "moe_stack", "qformer", "moe_qformer", "ctc", "moe_ctc")
     for plain, with_experts in zip(PROJECTOR_TYPES[::2], PROJECTOR_TYPES[1::2], strict=True):
         configs = [LlmAsrProjectorConfig(projector_type=name) for name in (plain, with_experts)]
         assert [config.uses_experts for config in configs] == [False, True]
@@ -127,6 +129,7 @@ IMPOSSIBLE_VALUES = [
     ({"router_z_loss_coef": -1}, "router_z_loss_coef"),
     ({"quantity_loss_coef": -1.0}, "quantity_loss_coef"),
     ({"quantity_loss_coef": float("inf")}, "quantity_loss_coef"),
+    ({"ctc_loss_coef": -1.0}, "ctc_loss_coef"),
     ({"cif_threshold": 0}, "cif_threshold"),
     ({"cif_threshold": -1.0}, "cif_threshold"),
     ({"cif_threshold": float("nan")}, "cif_threshold"),

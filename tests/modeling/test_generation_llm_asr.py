@@ -7,7 +7,8 @@ from transformers import set_seed
 
 from llm_asr.modeling.decoding_guards import SPARE_TOKENS, compression_ratio
 from llm_asr.modeling.draft_decoding import DraftAligner
-from llm_asr.modeling.draft_head import DraftHead, draft_labels
+from llm_asr.modeling.draft_head import DraftHead
+from llm_asr.modeling.transcript_tokens import transcript_tokens
 
 
 def make(parts, projector_type="cif", **kwargs):
@@ -321,14 +322,17 @@ def test_a_residual_draft_head_adds_to_the_embeddings(parts, recordings, tmp_pat
         make(parts, draft_residual=True, draft_head=False)
 
 
-def test_draft_labels_are_only_the_transcripts():
+def test_transcript_tokens_are_only_the_transcripts():
     labels = torch.tensor(
         [[-100, 8, 9, 5, 6, 7, 2], [-100, -100, 5, 2, -100, -100, -100], [-100, 2, -100, -100, -100, -100, -100]]
     )
-    found = draft_labels(labels, [2], torch.tensor([3, 1, 0]))
+    found = transcript_tokens(labels, [2], torch.tensor([3, 1, 0]))
     assert found.tolist() == [5, 6, 7, 5]
+    assert transcript_tokens(labels, [2], torch.tensor([-1, 1, -1])).tolist() == [5]
+    with pytest.raises(ValueError, match="one recording a row, and there are 2 recordings in 3 rows"):
+        transcript_tokens(labels, [2], torch.tensor([3, 2]))
     with pytest.raises(ValueError, match="fewer tokens"):
-        draft_labels(labels, [2], torch.tensor([3, 2, 0]))
+        transcript_tokens(labels, [2], torch.tensor([3, 2, 0]))
 
 
 def test_the_draft_loss_is_the_cross_entropy_of_the_transcript(parts, recordings):

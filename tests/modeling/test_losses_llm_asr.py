@@ -46,6 +46,9 @@ def test_loss_is_the_weighted_sum_of_its_parts(shared_model, recordings, combina
         errors = (outputs.quantities - batch["target_lengths"]).abs()
         torch.testing.assert_close(outputs.quantity_loss, errors.sum() / num_targets)
         expected = expected + projector_config.quantity_loss_coef * outputs.quantity_loss
+    assert (outputs.ctc_loss is not None) == projector_config.uses_ctc
+    if projector_config.uses_ctc:
+        expected = expected + projector_config.ctc_loss_coef * outputs.ctc_loss
     has_experts = "moe" in projector_config.projector_type
     assert (outputs.router_aux_loss is not None) == (outputs.router_z_loss is not None) == has_experts
     if has_experts:
@@ -72,7 +75,7 @@ def test_recordings_give_the_same_parts_alone_and_in_a_batch(shared_model, recor
     weights = (batch["labels"] != -100).sum(-1).float()
     lengths = together.audio_lengths.tolist()
     assert lengths == [one.audio_lengths.item() for one in alone]
-    for name in ("lm_loss", "quantity_loss"):
+    for name in ("lm_loss", "quantity_loss", "ctc_loss"):
         if getattr(together, name) is None:
             continue
         each = torch.stack([one[name] for one in alone])
@@ -88,7 +91,7 @@ def test_recordings_give_the_same_parts_alone_and_in_a_batch(shared_model, recor
         torch.testing.assert_close(together.router_aux_loss, load_balancing_loss(frames, load), **KERNEL_NOISE)
         each = torch.stack([one.router_z_loss for one in alone]) * together.audio_lengths
         torch.testing.assert_close(together.router_z_loss, each.sum() / sum(lengths), **KERNEL_NOISE)
-    for name in ("loss", "lm_loss", "quantity_loss", "router_aux_loss", "router_z_loss"):
+    for name in ("loss", "lm_loss", "quantity_loss", "ctc_loss", "router_aux_loss", "router_z_loss"):
         if getattr(together, name) is not None:
             torch.testing.assert_close(reordered[name], together[name], **KERNEL_NOISE)
 
@@ -108,7 +111,7 @@ def test_micro_batches_add_up_to_the_batch(parts, recordings, projector_type):
     for rows in ([0], [1, 2]):
         micro_outputs.append(model(**rows_of(batch, rows), num_items_in_batch=num_items))
         micro_outputs[-1].loss.backward()
-    for name in ("loss", "lm_loss", "quantity_loss"):
+    for name in ("loss", "lm_loss", "quantity_loss", "ctc_loss"):
         if getattr(outputs, name) is not None:
             torch.testing.assert_close(sum(micro[name] for micro in micro_outputs), outputs[name], **KERNEL_NOISE)
     parameters = dict(model.named_parameters())

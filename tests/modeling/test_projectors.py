@@ -3,6 +3,7 @@ import torch
 from tiny_models import compose, pad_recordings
 
 from llm_asr.modeling.configuration_projector import PROJECTOR_TYPES
+from llm_asr.modeling.ctc import collapse_labels
 from llm_asr.modeling.expert_balance import count_expert_load, load_balancing_loss, router_z_loss
 from llm_asr.modeling.projector_llm_asr import PROJECTORS, build_projector
 
@@ -31,6 +32,15 @@ def projector(request, parts):
     """A projector with the model's initial weights. All projectors get the same encoder frames."""
     projector_type, options = request.param
     model, _ = compose(parts, projector_type, **options)
+    return with_token_embeddings(model)
+
+
+def with_token_embeddings(model):
+    """The model's projector, which gets the token embeddings as the model gives them."""
+    embeddings = model.get_input_embeddings().weight.detach()
+    model.model.projector.register_forward_pre_hook(
+        lambda module, args, kwargs: (args, {**kwargs, "token_embeddings": embeddings}), with_kwargs=True
+    )
     return model.model.projector
 
 
@@ -50,6 +60,9 @@ def packed_parts(output, recording):
         # Only weights in padding are zero, because a sigmoid is positive.
         found["alphas"] = output.alphas[recording][output.alphas[recording] > 0]
         found["quantities"] = output.quantities[recording]
+    if output.ctc_labels is not None:
+        labels = output.ctc_labels[recording]
+        found["ctc_labels"] = labels[labels != -100]
     return found
 
 
@@ -61,6 +74,8 @@ def losses(output):
         total = total + load_balancing_loss(output.router_logits, load) + router_z_loss(output.router_logits)
     if output.quantities is not None:
         total = total + (output.quantities - TARGET_LENGTHS).abs().sum()
+    if output.ctc_scores is not None:
+        total = total + output.ctc_scores.queries.square().sum() + output.ctc_scores.blank.square().sum()
     return total
 
 
@@ -116,12 +131,16 @@ def test_recordings_do_not_depend_on_their_batch(projector, frames, target_lengt
 def test_lengths(projector, frames):
     """
     Fixed rates give a quarter of the frames, or two embeddings of six, rounded up. CIF gives the target length or the predicted
-    length.
+    length, and CTC the number of runs of labels.
     """
     hidden_states, mask = pad_recordings(frames)
     free = projector(hidden_states, mask)
     told = projector(hidden_states, mask, TARGET_LENGTHS)
-    if free.alphas is None:
+    if free.ctc_labels is not None:
+        expected = [len(tokens) for tokens in collapse_labels(free.ctc_labels, blank=projector.vocab_size)]
+        assert free.lengths.tolist() == told.lengths.tolist() == expected
+        assert (free.ctc_labels != -100).sum(-1).tolist() == [2, 6, 1, 4]
+    elif free.alphas is None:
         expected = [4, 8, 2, 6] if hasattr(projector, "qformer") else [2, 6, 1, 4]
         assert free.lengths.tolist() == told.lengths.tolist() == expected
     else:
@@ -159,6 +178,9 @@ def test_gradients_of_embeddings_reach_every_parameter(projector, frames):
     hidden_states, mask = pad_recordings(frames)
     projector(hidden_states, mask, TARGET_LENGTHS).embeds.square().sum().backward()
     for name, parameter in projector.named_parameters():
+        if name.startswith("ctc_head."):
+            # The choice of labels has no gradient.
+            continue
         assert parameter.grad is not None, name
         assert parameter.grad.any(), name
 
@@ -173,7 +195,8 @@ def test_bfloat16(projector, frames, autocast):
     else:
         output = projector.bfloat16()(hidden_states.bfloat16(), mask, TARGET_LENGTHS)
     assert output.embeds.dtype == torch.bfloat16
-    assert output.lengths.tolist() == expected.lengths.tolist()
+    # Two labels with almost the same score may change places.
+    assert output.ctc_labels is not None or output.lengths.tolist() == expected.lengths.tolist()
     assert output.embeds.isfinite().all()
     for name in ("alphas", "quantities", "router_logits"):
         value = getattr(output, name)
@@ -217,7 +240,7 @@ def test_initial_embeddings_have_equal_loudness_at_any_width(parts, projector_ty
     )
     frames, mask = torch.randn(20, 100, 32), torch.ones(20, 100, dtype=torch.bool)
     with torch.no_grad():
-        output = model.model.projector(frames, mask)
+        output = with_token_embeddings(model)(frames, mask)
     assert 0.1 < output.embeds.square().mean().sqrt() < 1
     if output.quantities is not None:
         torch.testing.assert_close(output.quantities.mean(), torch.tensor(10.0), rtol=0.1, atol=0)

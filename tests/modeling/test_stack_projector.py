@@ -1,5 +1,7 @@
 """Stacks of frames and the options of the linear layers, against plain computations in float64."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from tiny_models import pad_recordings
@@ -128,3 +130,20 @@ def test_experts_see_whole_stacks(frames):
         hidden = torch.nn.functional.gelu(stacks @ experts.up_proj[expert].T)
         expected += shares[:, expert, None] * (hidden @ experts.down_proj[expert].T)
     torch.testing.assert_close(output.embeds, expected)
+
+
+@pytest.mark.parametrize("remainder", ["pad", "drop"])
+@pytest.mark.parametrize("cuts", [[], [1, 2, 3], [4, 8], [3, 3, 11]])
+def test_a_stream_gives_the_stacks_of_the_whole_recording(frames, remainder, cuts):
+    projector = make_projector(stack_remainder=remainder)
+    for recording in frames:
+        stream = projector.open_stream()
+        borders = [0, *(min(cut, len(recording)) for cut in cuts), len(recording)]
+        pieces = [
+            stream.reduce(recording[start:end], end_index + 2 == len(borders))
+            for end_index, (start, end) in enumerate(pairwise(borders))
+        ]
+        assert torch.equal(torch.cat([piece.frames for piece in pieces]), stack_by_hand(recording, 4, remainder))
+        # Every stack comes with its last frame.
+        lengths = torch.cat([piece.lengths for piece in pieces]).cumsum(0)
+        assert lengths[:-1].tolist() == [border // 4 for border in borders[1:-1]]

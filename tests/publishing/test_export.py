@@ -89,6 +89,9 @@ def check_same_tokens(model, processor, folder, recordings, requests=REQUESTS):
         ("cif", "qwen2-tied"),
         ("moe_cif", "qwen2"),
         ("moe_cif", "qwen2-tied"),
+        ("stack", "qwen2"),
+        ("moe_qformer", "qwen2"),
+        ("ctc", "qwen2"),
     ],
 )
 def test_the_exported_parts_give_the_output_of_the_model(parts, recordings, tmp_path, projector_type, text):

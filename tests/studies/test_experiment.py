@@ -22,8 +22,10 @@ from llm_asr.training.data_collator import LlmAsrDataCollator
 def test_equal_parts_of_projectors_have_equal_initial_weights(parts, tmp_path):
     experiment = load_experiment(write_experiment(tmp_path, parts))
     states = {}
-    for arm in ARMS[:4]:
-        model, _ = compose_model(experiment, experiment.arm(arm).projector)
+    arms = [*ARMS[:4], "moe_stack", "qformer", "ctc"]
+    projectors = {arm: {**experiment.projector, "projector_type": arm} for arm in arms}
+    for arm in arms:
+        model, _ = compose_model(experiment, projectors[arm])
         # Earlier random draws must not matter.
         torch.rand(len(states))
         initialize_projector(model, 3)
@@ -33,7 +35,7 @@ def test_equal_parts_of_projectors_have_equal_initial_weights(parts, tmp_path):
             assert torch.equal(states["moe"][name], states["moe_cif"][name]), name
     # Weights have the same spread as with Transformers' initialisation. Biases and scales are not random.
     for arm, state in states.items():
-        reference, _ = compose_model(experiment, experiment.arm(arm).projector)
+        reference, _ = compose_model(experiment, projectors[arm])
         for name, tensor in reference.model.projector.state_dict().items():
             found, expected = state[name].float(), tensor.float()
             if (expected == expected.ravel()[0]).all():
@@ -42,7 +44,10 @@ def test_equal_parts_of_projectors_have_equal_initial_weights(parts, tmp_path):
                 assert found.std().item() == pytest.approx(expected.std().item(), rel=0.6), name
 
 
-@pytest.mark.parametrize("projector", [*({"projector_type": arm} for arm in ARMS[:4]), {"num_shared_experts": 1}])
+@pytest.mark.parametrize(
+    "projector",
+    [*({"projector_type": arm} for arm in (*ARMS[:4], "stack", "qformer", "ctc")), {"num_shared_experts": 1}],
+)
 def test_projectors_start_with_the_given_loudness(fresh, projector):
     experiment, data = fresh
     projector = {"projector_type": "moe", **experiment.projector, **projector}

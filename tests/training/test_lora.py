@@ -88,6 +88,25 @@ def test_variants_are_reloaded_and_merged(base, batches, tmp_path, options):
     assert torch.allclose(logits(merged, batches["en"]), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("projector_type", ["stack", "moe_qformer", "ctc"])
+def test_the_whole_projector_is_trained_and_reloaded(parts, batches, tmp_path, projector_type):
+    compose(parts, projector_type)[0].save_pretrained(tmp_path / "base")
+    adapted = add_lora(load_base(tmp_path / "base"), rank=4, dropout=0.0)
+    before = {name: tensor.clone() for name, tensor in adapted.named_parameters()}
+    layers = [name for name in before if "lora_" in name]
+    assert all(".language_model.layers." in name for name in layers)
+    adapted = fit(adapted, batches["en"])
+    for name, parameter in adapted.named_parameters():
+        is_trained = "lora_" in name or ".projector.modules_to_save." in name
+        assert parameter.requires_grad == is_trained, name
+        assert torch.equal(parameter, before[name]) != is_trained, name
+    expected = logits(adapted, batches["en"])
+    adapted.save_pretrained(tmp_path / "adapter")
+    reloaded = PeftModel.from_pretrained(load_base(tmp_path / "base"), tmp_path / "adapter")
+    assert torch.allclose(logits(reloaded, batches["en"]), expected, atol=1e-4)
+    assert torch.allclose(logits(reloaded.merge_and_unload(), batches["en"]), expected, atol=1e-4)
+
+
 def test_target_modules_are_layers_of_the_language_model_by_default(base):
     """Speech encoders also have a `q_proj`."""
     adapted = add_lora(load_base(base), rank=2, target_modules=["q_proj"])

@@ -9,7 +9,13 @@ from llm_asr.training.lora import add_lora
 from llm_asr.training.projector_replacement import replace_projector
 
 
-DENSE_TO_EXPERTS = [("conv", "moe"), ("cif", "moe_cif")]
+DENSE_TO_EXPERTS = [
+    ("conv", "moe"),
+    ("cif", "moe_cif"),
+    ("stack", "moe_stack"),
+    ("qformer", "moe_qformer"),
+    ("ctc", "moe_ctc"),
+]
 EXPERTS = {
     "top-k": {"num_experts_per_tok": 2},
     "one": {"num_experts_per_tok": 1},
@@ -25,7 +31,7 @@ def compose_with_biases(parts, projector_type, **kwargs):
     """A model whose biases are not zero, as those of a trained one."""
     model, processor = compose(parts, projector_type, **kwargs)
     for name, parameter in model.model.projector.named_parameters():
-        if name.endswith("bias") and not name.startswith("cif"):
+        if name.endswith("bias") and not name.startswith(("cif", "ctc_head.blank")):
             torch.nn.init.normal_(parameter, std=0.3)
     return model, processor
 
@@ -65,6 +71,59 @@ def test_without_copied_biases_outputs_differ(parts, recordings):
     after, _ = run(model, processor, recordings)
     assert not any("experts" in name for name in copied)
     assert (after.audio_embeds - before.audio_embeds).abs().max() > 1e-2
+
+
+def test_layers_without_biases_become_experts_without_biases(parts, recordings):
+    model, processor = compose(parts, "stack", mlp_bias=False)
+    before, _ = run(model, processor, recordings)
+    copied = replace_projector(model, "moe_stack")
+    after, _ = run(model, processor, recordings)
+    assert copied == ["model.projector.moe.experts.up_proj", "model.projector.moe.experts.down_proj"]
+    assert (model.config.projector_config.expert_bias, model.config.projector_config.mlp_bias) == (False, True)
+    torch.testing.assert_close(after.audio_embeds, before.audio_embeds, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "options"),
+    [
+        ("stack", "moe_stack", {"mlp_gated": True, "mlp_bias": False}),
+        ("stack", "moe_stack", {"mlp_norms": ["hidden"]}),
+        ("qformer", "moe_qformer", {"intermediate_size": None}),
+        # A stack of four frames is larger than a frame behind convolutions.
+        ("stack", "moe", {}),
+        ("conv", "moe_stack", {}),
+    ],
+)
+def test_other_layers_than_those_of_experts_are_not_copied(parts, recordings, old, new, options):
+    model, processor = compose(parts, old, **options)
+    copied = replace_projector(model, new)
+    assert not any("experts" in name for name in copied)
+    assert model.config.projector_config.projector_type == new
+    run(model, processor, recordings)
+    model, _ = compose(parts, old, **options)
+    with pytest.raises(ValueError, match="`expert_noise` must not be negative, and it is for experts that are copies"):
+        replace_projector(model, new, expert_noise=0.1)
+
+
+def test_what_reduces_frames_is_kept(parts):
+    model, _ = compose_with_biases(parts, "qformer")
+    old = {name: tensor.clone() for name, tensor in model.model.projector.state_dict().items()}
+    copied = replace_projector(model, "moe_qformer")
+    new = model.model.projector.state_dict()
+    for name in old:
+        if not name.startswith("mlp."):
+            assert f"model.projector.{name}" in copied
+            assert torch.equal(new[name], old[name]), name
+    # The Q-Former of another window starts from the same weights, and one of another width from new ones.
+    assert replace_projector(model, "qformer", qformer_window_size=8)
+    assert torch.equal(model.model.projector.query, old["query"])
+    replace_projector(model, "qformer", hidden_size=64, initializer_range=0.3)
+    weight = model.model.projector.qformer.encoder.layer[0].crossattention.attention.query.weight
+    torch.testing.assert_close(weight.std(), torch.tensor(0.3), rtol=0.1, atol=0)
+    # Convolutions and a CTC head have nothing of a Q-Former.
+    assert {name.split(".")[2] for name in replace_projector(model, "ctc")} == {"mlp"}
+    assert "model.projector.ctc_head.proj.weight" in replace_projector(model, "moe_ctc")
+    assert model.config.projector_config.conv_strides == [2, 2]
 
 
 def test_tensors_of_the_same_name_and_shape_are_copied(parts):
@@ -115,7 +174,7 @@ def test_the_draft_head_stays_with_cif_and_goes_without(parts):
     assert model.config.projector_config.conv_strides == [2, 2]
 
 
-@pytest.mark.parametrize("projector_type", ["moe", "cif", "moe_cif"])
+@pytest.mark.parametrize("projector_type", ["moe", "cif", "moe_cif", "stack", "moe_qformer", "ctc"])
 def test_the_model_trains_saves_and_loads(parts, recordings, tmp_path, projector_type):
     model, processor = compose(parts, "conv")
     replace_projector(model, projector_type)
@@ -133,7 +192,7 @@ def test_the_model_trains_saves_and_loads(parts, recordings, tmp_path, projector
 def test_the_new_projector_is_float32(parts):
     model, _ = compose(parts, "conv")
     model.model.projector.bfloat16()
-    replace_projector(model, "moe")
+    replace_projector(model, "moe_qformer")
     assert {parameter.dtype for parameter in model.model.projector.parameters()} == {torch.float32}
 
 

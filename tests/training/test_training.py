@@ -30,7 +30,8 @@ from llm_asr.training.lora import add_lora
 from llm_asr.training.trainer import LlmAsrTrainer
 
 
-PROJECTOR_TYPES = ("conv", "moe", "cif", "moe_cif")
+# The first four types, and each other way to reduce frames.
+PROJECTOR_TYPES = ("conv", "moe", "cif", "moe_cif", "stack", "moe_qformer", "ctc")
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +140,10 @@ def test_train_save_reload_transcribe(parts, dataset_file, dataset, tmp_path, pr
     assert logged[-1]["lm_loss"] < 0.1 < logged[0]["lm_loss"]
     assert ("router_aux_loss" in logged[0]) == ("moe" in projector_type)
     assert ("quantity_loss" in logged[0]) == ("cif" in projector_type)
+    assert ("ctc_loss" in logged[0]) == ("ctc_skipped" in logged[0]) == ("ctc" in projector_type)
+    if "ctc" in projector_type:
+        assert logged[-1]["ctc_loss"] < 0.5 * logged[0]["ctc_loss"]
+        assert logged[-1]["ctc_skipped"] == 0
 
     transcriber = pipeline("automatic-speech-recognition", model=str(tmp_path / "run"))
     for row in dataset.select(range(4)):

@@ -187,7 +187,7 @@ def evaluate_dataset(options: EvaluationOptions) -> None:
     rows = [row for row in everything if row["text"].strip()]
     config = transcriber.model.config.projector_config
     measures = []
-    if config.uses_cif or config.uses_experts:
+    if config.has_dynamic_rate or config.uses_experts:
         measures = gather_object(measure_audio(transcriber, dataset, share(rows), options.batch_size, silent))
         measures.sort(key=lambda measure: measure["row"])
     if state.is_main_process:

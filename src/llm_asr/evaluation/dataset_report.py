@@ -85,7 +85,7 @@ def write_report(
     if keyword_runs:
         report["keywords"] = report_keywords(everything, keyword_runs, options.normalizer, tables)
     config = transcriber.model.config
-    if rows and config.projector_config.uses_cif:
+    if rows and config.projector_config.has_dynamic_rate:
         targets = processor.tokenize_requests([""] * len(texts), texts)["target_lengths"].tolist()
         fixed_rate = config.audio_frame_rate / LlmAsrProjectorConfig(projector_type="conv").downsampling
         lengths, durations = ([measure[name] for measure in measures] for name in ("length", "duration"))
@@ -95,8 +95,8 @@ def write_report(
             "embeddings_per_second": "embeddings/s",
             "prefill_saved": "audio prefill saved %",
         }
-        tables.add_report(report["lengths"], "Token counts of CIF", headers)
-        if "words" in columns:
+        tables.add_report(report["lengths"], "Numbers of embeddings", headers)
+        if "words" in columns and config.projector_config.uses_cif:
             headers = {"recordings": "recordings", "boundary_error_ms": "mean error (ms)"}
             report["boundaries"] = boundary_report(rows, [output["chunks"] for output in outputs])
             tables.add_report(report["boundaries"], "Word boundaries where all words are right", headers)

@@ -33,8 +33,8 @@ def projector_cost(config: LlmAsrConfig, tokens_per_second: float | None = None)
 
     Args:
         config ([`LlmAsrConfig`]): Configuration of the model.
-        tokens_per_second (`float`, *optional*): Measured number of embeddings per second from CIF. Defaults to the
-            configuration's `expected_tokens_per_second`. Projectors without CIF ignore it, because their rate is fixed.
+        tokens_per_second (`float`, *optional*): Measured number of embeddings per second from CIF or a CTC head. Defaults to
+            the configuration's `expected_tokens_per_second`. Other projectors ignore it, because their rate is fixed.
 
     Returns:
         [`ProjectorCost`]
@@ -44,7 +44,7 @@ def projector_cost(config: LlmAsrConfig, tokens_per_second: float | None = None)
         projector = build_projector(config)
     total = sum(parameter.numel() for parameter in projector.parameters())
     rate = 1 / config.projector_frame_period
-    if not projector_config.uses_cif:
+    if not projector_config.has_dynamic_rate:
         tokens_per_second = rate
     elif tokens_per_second is None:
         tokens_per_second = projector_config.expected_tokens_per_second
@@ -95,8 +95,10 @@ def match_parameters(
     if parameters not in ("total", "active"):
         raise ValueError(f"`parameters` must be 'total' or 'active', got {parameters!r}.")
     wanted = getattr(projector_cost(reference), f"{parameters}_parameters")
-    fields = ("hidden_size", "hidden_act", "conv_kernel_size", "cif_threshold", "expected_tokens_per_second")
-    options = {name: getattr(reference.projector_config, name) for name in fields}
+    names = ["hidden_size", "hidden_act", "conv_kernel_size", "cif_threshold", "expected_tokens_per_second"]
+    own = vars(LlmAsrProjectorConfig)["__annotations__"]
+    names += [name for name in own if name.startswith(("stack_", "qformer_"))]
+    options = {name: getattr(reference.projector_config, name) for name in names}
 
     def build(width: int) -> LlmAsrProjectorConfig:
         config = LlmAsrProjectorConfig(

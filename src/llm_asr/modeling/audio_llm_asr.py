@@ -9,6 +9,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .batch_numbers import BatchNumbers, FrameNumbers, read_frame_numbers, read_together
+from .ctc import collapse_labels
 from .model_interface import ModelInterface
 from .outputs_llm_asr import LlmAsrAudioOutput
 from .part_dtypes import HALF_DTYPES
@@ -151,7 +152,11 @@ class LlmAsrAudioMixin(ModelInterface):
                 mask = audio_hidden_states_mask.bool()
         else:
             raise ValueError("Pass either `input_features` or `audio_hidden_states`, and not both.")
-        projected = self.projector(audio_hidden_states, mask, target_lengths, **self._known_on_host(numbers))
+        # Only a CTC head reads the embeddings.
+        token_embeddings = self.get_token_embeddings() if self.config.projector_config.uses_ctc else None
+        projected = self.projector(
+            audio_hidden_states, mask, target_lengths, token_embeddings, **self._known_on_host(numbers)
+        )
         outputs = LlmAsrAudioOutput(
             last_hidden_state=audio_hidden_states,
             pooler_output=projected.embeds,
@@ -162,6 +167,8 @@ class LlmAsrAudioMixin(ModelInterface):
             alphas=projected.alphas,
             quantities=projected.quantities,
             fire_times=projected.fire_times,
+            ctc_scores=projected.ctc_scores,
+            ctc_labels=projected.ctc_labels,
             **recorded,
         )
         host_lengths = projected.host_lengths
@@ -175,9 +182,56 @@ class LlmAsrAudioMixin(ModelInterface):
             return {}
         if self.config.projector_config.uses_cif:
             targets = numbers.target_lengths
-            return {"max_target": max(targets)} if targets and min(targets) >= 0 else {}
+            return {"host_targets": targets} if targets and min(targets) >= 0 else {}
         frames = numbers.frames
         if frames is None and numbers.features is not None:
             frames = count_encoded_frames(self.config.audio_config, numbers.features)
         can_count = self.projector.counts_frames_on_host
         return {"frame_lengths": frames.lengths} if can_count and frames is not None and frames.comes_first else {}
+
+    def get_token_embeddings(self) -> torch.Tensor:
+        """
+        Input embeddings of the language model, of shape `(vocab_size, text_hidden_size)`, off which a CTC head reads tokens.
+
+        Raises:
+            `ValueError`: If they are offloaded.
+        """
+        embeddings: Any = self.get_input_embeddings()
+        if embeddings.weight.device.type == "meta":
+            raise ValueError(
+                "The input embeddings are offloaded, and a CTC head reads all of them at once; name a device for the embeddings in "
+                "`device_map`."
+            )
+        return embeddings.weight
+
+    def transcribe_ctc(self, *args, **kwargs) -> list[torch.Tensor]:
+        """
+        Transcribe recordings by the CTC head alone, without the language model's layers: the best label of each frame, without
+        repetitions and blanks. The model needs a projector of type `"ctc"` or `"moe_ctc"`.
+
+        Args:
+            args, kwargs: See [`LlmAsrModel.get_audio_features`].
+
+        Returns:
+            `list[torch.LongTensor]`: The tokens of each recording, for `processor.decode` or, of one recording, for
+            `generate(draft_ids=...)`.
+
+        Raises:
+            `ValueError`: If the model has no CTC head.
+
+        Example:
+
+        ```python
+        >>> inputs = processor.apply_transcription_request("recording.wav")
+        >>> tokens = model.transcribe_ctc(inputs["input_features"], inputs["input_features_mask"])
+        >>> processor.decode(tokens[0], skip_special_tokens=True)
+        ```
+        """
+        if not self.config.projector_config.uses_ctc:
+            raise ValueError(
+                f"`transcribe_ctc` needs a CTC head, and `projector_type` is {self.config.projector_config.projector_type!r}; train a "
+                "model with 'ctc' or 'moe_ctc'."
+            )
+        with torch.no_grad():
+            audio = self.get_audio_features(*args, return_dict=True, **kwargs)
+        return collapse_labels(audio.ctc_labels, blank=len(self.get_token_embeddings()))

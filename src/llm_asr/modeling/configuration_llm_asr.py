@@ -19,7 +19,7 @@ from .transformers_versions import SubConfigSpec
 
 
 # Names of the parts of the loss, in the model's output and in training logs.
-LOSS_PARTS = ("lm_loss", "quantity_loss", "draft_loss", "router_aux_loss", "router_z_loss")
+LOSS_PARTS = ("lm_loss", "quantity_loss", "draft_loss", "ctc_loss", "router_aux_loss", "router_z_loss")
 ENCODER_PADDINGS = ("longest", "max_length")
 ENCODER_ATTENTIONS = ("full", "chunked")
 # Seconds of `encoder_chunk_s`, `encoder_left_context_s` and `encoder_lookahead_s`.
@@ -113,6 +113,8 @@ class LlmAsrConfig(PreTrainedConfig):
         "alphas",
         "quantities",
         "fire_times",
+        "ctc_labels",
+        "ctc_skipped",
     ]
     if SubConfigSpec is None:
         sub_configs = {

@@ -19,7 +19,7 @@ INHERITED_OPTIONS = (
     "torch_dtype",
 )
 
-PROJECTOR_TYPES = ("conv", "moe", "cif", "moe_cif", "stack", "moe_stack", "qformer", "moe_qformer")
+PROJECTOR_TYPES = ("conv", "moe", "cif", "moe_cif", "stack", "moe_stack", "qformer", "moe_qformer", "ctc", "moe_ctc")
 ROUTER_TYPES = ("linear", "mlp")
 ROUTING_LEVELS = ("frame", "utterance")
 MERGES = ("output", "parameters")
@@ -47,9 +47,10 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
     Args:
         projector_type (`str`, *optional*, defaults to `"moe_cif"`):
             How frames become embeddings: `"conv"` (strided convolutions, fixed rate), `"cif"` (Continuous
-            Integrate-and-Fire, dynamic rate), `"stack"` (`stack_size` frames beside each other, fixed rate) or `"qformer"`
-            (learned queries over windows of frames, fixed rate), each with two linear layers; or `"moe"`, `"moe_cif"`,
-            `"moe_stack"` and `"moe_qformer"`, the same with a mixture of experts in their place.
+            Integrate-and-Fire, dynamic rate), `"stack"` (`stack_size` frames beside each other, fixed rate), `"qformer"` (learned
+            queries over windows of frames, fixed rate) or `"ctc"` (frames with the same label of a CTC head, dynamic rate), each
+            with two linear layers; or `"moe"`, `"moe_cif"`, `"moe_stack"`, `"moe_qformer"` and `"moe_ctc"`, the same with a
+            mixture of experts in their place.
         hidden_size (`int`, *optional*, defaults to 1024):
             Width of the convolutions, or of the Q-Former.
         intermediate_size (`int`, *optional*, defaults to 2048):
@@ -140,6 +141,8 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
             source). Above zero it silences frames between tokens, and such frames no longer learn.
         quantity_loss_coef (`float`, *optional*, defaults to 1.0):
             Weight of the CIF quantity loss (arXiv 1905.11235, section 3.2).
+        ctc_loss_coef (`float`, *optional*, defaults to 1.0):
+            Weight of the CTC loss of `"ctc"`, `-log p(transcript | frames)` per label (Graves et al., 2006).
         draft_head (`bool`, *optional*, defaults to `False`):
             Whether a head reads drafts of transcripts off CIF's embeddings, which `generate(use_draft=True)` has the
             language model verify (self-speculative decoding, arXiv 2603.11243).
@@ -150,7 +153,8 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
         draft_loss_coef (`float`, *optional*, defaults to 0.3):
             Weight of the cross-entropy of the drafts.
         expected_tokens_per_second (`float`, *optional*, defaults to 4.0):
-            Firing rate of the untrained CIF weights: the bias of the weight predictor is initialised to it.
+            Firing rate of the untrained CIF weights: the bias of the weight predictor is initialised to it. Estimates of costs
+            use it for `"ctc"` too.
         initializer_range (`float`, *optional*):
             Standard deviation of the normal initialisation of all weight matrices. By default `1 / sqrt(fan_in)` for each
             (LeCun et al., 1998, "Efficient BackProp", section 4.6), by which how loud embeddings begin depends on no width, and
@@ -196,6 +200,7 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
     cif_smooth_factor: float | int = 1.0
     cif_noise_threshold: float | int = 0.0
     quantity_loss_coef: float | int = 1.0
+    ctc_loss_coef: float | int = 1.0
     draft_head: bool = False
     draft_residual: bool = False
     draft_loss_coef: float | int = 0.3
@@ -240,6 +245,7 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
             "router_bias_update_rate",
             "router_z_loss_coef",
             "quantity_loss_coef",
+            "ctc_loss_coef",
             "draft_loss_coef",
             "cif_noise_threshold",
             "initializer_range",
@@ -378,6 +384,16 @@ class LlmAsrProjectorConfig(PreTrainedConfig):
     def uses_cif(self) -> bool:
         """Whether Continuous Integrate-and-Fire determines the number of embeddings of a recording."""
         return self.reduction == "cif"
+
+    @property
+    def uses_ctc(self) -> bool:
+        """Whether the labels of a CTC head determine the number of embeddings of a recording."""
+        return self.reduction == "ctc"
+
+    @property
+    def has_dynamic_rate(self) -> bool:
+        """Whether the number of embeddings depends on what is said, and not on the length of a recording alone."""
+        return self.uses_cif or self.uses_ctc
 
     @property
     def uses_experts(self) -> bool:

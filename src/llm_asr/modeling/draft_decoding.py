@@ -109,7 +109,7 @@ class DraftedRow:
 
     def start_pass(self, longest: int) -> None:
         """Take up to `longest` tokens of the draft to be verified."""
-        self.num_read, self.is_matching = len(self.tokens), True
+        self.num_read, self.is_matching = len(self.tokens), not self.is_done
         self.drafted = self.aligner.rest()[: min(longest, 1) if self.num_misses >= MAX_MISSES else longest]
 
     def end_pass(self) -> None:
@@ -149,7 +149,8 @@ def decode_with_drafts(
 
     Each pass of the language model scores the rest of every draft. Tokens are chosen from these scores one by one, as plain
     decoding chooses them, up to the first that differs from the draft (arXiv 2302.01318 with a draft that has no
-    probabilities; arXiv 2603.11243). Every row is accepted to its own length. Rows that have ended leave the batch.
+    probabilities; arXiv 2603.11243). Every row is accepted to its own length. Rows that have ended stay in the batch, as in greedy
+    decoding, because adapters may be chosen by row.
 
     Args:
         drafts (`Sequence[Sequence[int]]`): The draft of each row, with an end-of-sequence token. A row with an empty draft gets
@@ -179,20 +180,17 @@ def decode_with_drafts(
     vocab_size = model.config.get_text_config().vocab_size
     if streamer is not None:
         streamer.put(input_ids.cpu())
-    active = list(range(len(rows)))
-    while active:
-        longest = max(MAX_LOGITS // (vocab_size * len(active)) - 1, 1)
-        for index in active:
-            room = generation_config.max_length - input_ids.shape[1] - len(rows[index].tokens) - 1
-            rows[index].start_pass(max(min(longest, room), 0))
-        writer.write(active, reader.read([rows[index] for index in active]))
-        for index in active:
-            rows[index].end_pass()
+    longest = max(MAX_LOGITS // (vocab_size * len(rows)) - 1, 1)
+    while not all(row.is_done for row in rows):
+        for row in rows:
+            room = generation_config.max_length - input_ids.shape[1] - len(row.tokens) - 1
+            row.start_pass(0 if row.is_done else max(min(longest, room), 0))
+        writer.write(reader.read(rows))
+        for row in rows:
+            row.end_pass()
         if streamer is not None:
             streamer.put(torch.tensor(rows[0].tokens[rows[0].num_read :]))
-        left = [place for place, index in enumerate(active) if not rows[index].is_done]
-        reader.keep([rows[index] for index in active], left)
-        active = [active[place] for place in left]
+        reader.keep(rows)
     if streamer is not None:
         streamer.end()
     return writer.outputs()
@@ -266,36 +264,22 @@ class BatchReader:
         index = starts[:, None] + torch.arange(num_scores, device=logits.device)
         return logits.take_along_dim(index.clamp(max=logits.shape[1] - 1)[:, :, None], dim=1)
 
-    def keep(self, rows: list[DraftedRow], left: list[int]) -> None:
-        """
-        Forget rejected tokens, and rows that have ended.
-
-        Args:
-            rows (`list[DraftedRow]`): The rows of the pass.
-            left (`list[int]`): Indices of those that go on.
-        """
-        if not left:
-            return
-        order = torch.tensor(left, device=self.mask.device)
+    def keep(self, rows: list[DraftedRow]) -> None:
+        """Forget rejected tokens of the rows of a pass."""
         if self.cache is None:
-            self.prompt_embeds, self.seen = self.prompt_embeds[order], self.seen[order]
             return
         # The last accepted token is not read yet.
-        ends = [self.seen.shape[1] + bool(self.num_cached) + rows[place].num_accepted - 1 for place in left]
+        ends = [self.seen.shape[1] + bool(self.num_cached) + row.num_accepted - 1 for row in rows]
         shifts = torch.tensor([[max(ends) - end] for end in ends], device=self.mask.device)
         places = torch.arange(max(ends), device=self.mask.device)
         sources = (places - shifts).clamp(min=0)
-        seen = self.mask[order].gather(1, sources) * (places >= shifts)
-        # Longer rows may have ended.
-        num_empty = int(seen.any(0).int().argmax())
-        self.seen, sources = seen[:, num_empty:], sources[:, num_empty:]
+        self.seen = self.mask.gather(1, sources) * (places >= shifts)
         for layer in self.cache.layers:
             # Layers that share the keys of others have none.
             if isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None:
-                device = layer.keys.device
-                index = sources[:, None, :, None].to(device)
-                layer.keys = layer.keys[order.to(device)].take_along_dim(index, dim=2)
-                layer.values = layer.values[order.to(device)].take_along_dim(index, dim=2)
+                index = sources[:, None, :, None].to(layer.keys.device)
+                layer.keys = layer.keys.take_along_dim(index, dim=2)
+                layer.values = layer.values.take_along_dim(index, dim=2)
         self.num_cached = self.seen.shape[1]
 
 
@@ -329,33 +313,26 @@ class BatchWriter:
         self.scores: list[torch.Tensor] = []
         self.logits: list[torch.Tensor] = []
 
-    def write(self, active: list[int], logits: torch.Tensor) -> None:
+    def write(self, logits: torch.Tensor) -> None:
         """
-        Add the tokens that a pass accepts to its rows.
+        Add the tokens that a pass accepts to the rows.
 
         Args:
-            active (`list[int]`): Indices of the rows of the pass.
-            logits (`torch.Tensor` of shape `(len(active), num_scores, vocab_size)`): See [`BatchReader.read`].
+            logits (`torch.Tensor` of shape `(len(rows), num_scores, vocab_size)`): See [`BatchReader.read`].
         """
-        for step in range(min(self.rows[index].num_read for index in active), self.ids.shape[1] - self.num_given):
+        first = min(row.num_read for row in self.rows if not row.is_done)
+        for step in range(first, self.ids.shape[1] - self.num_given):
             # Other rows are at other lengths, or wait for the next pass.
-            places = [
-                place
-                for place, index in enumerate(active)
-                if self.rows[index].is_matching and len(self.rows[index].tokens) == step
-            ]
-            if not places:
-                if not any(self.rows[index].is_matching for index in active):
+            indices = [index for index, row in enumerate(self.rows) if row.is_matching and len(row.tokens) == step]
+            if not indices:
+                if not any(row.is_matching for row in self.rows):
                     break
                 continue
-            chosen = torch.tensor([active[place] for place in places], device=self.ids.device)
-            at = torch.tensor(places, device=logits.device)
-            offsets = torch.tensor(
-                [step - self.rows[active[place]].num_read for place in places], device=logits.device
-            )
-            found = logits[at, offsets].to(dtype=torch.float32, device=self.ids.device)
+            chosen = torch.tensor(indices, device=self.ids.device)
+            offsets = torch.tensor([step - self.rows[index].num_read for index in indices], device=logits.device)
+            found = logits[chosen.to(logits.device), offsets].to(dtype=torch.float32, device=self.ids.device)
             step_logits = found
-            if len(places) < len(self.rows):
+            if len(indices) < len(self.rows):
                 step_logits = found.new_zeros(len(self.rows), found.shape[-1]).index_copy(0, chosen, found)
             written = self.num_given + step
             # Slices are of `torch.Tensor`. Transformers asks for a `torch.LongTensor`.
@@ -368,8 +345,8 @@ class BatchWriter:
             if self.token_logprobs is not None:
                 self.token_logprobs.add(step, chosen, found, tokens, len(self.rows))
             is_end = self.stopping_criteria(self.ids[:, : written + 1], scores)[chosen]
-            for place, token, ends in zip(places, tokens.tolist(), is_end.tolist(), strict=True):
-                self.rows[active[place]].accept(token, ends)
+            for index, token, ends in zip(indices, tokens.tolist(), is_end.tolist(), strict=True):
+                self.rows[index].accept(token, ends)
             if self.config.return_dict_in_generate:
                 for name, values in (("scores", scores), ("logits", step_logits)):
                     if getattr(self.config, f"output_{name}"):

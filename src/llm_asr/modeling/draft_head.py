@@ -4,7 +4,6 @@ import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
-from .batch_numbers import BatchNumbers, is_any_of, read_together, select
 from .configuration_llm_asr import LlmAsrConfig
 
 
@@ -41,44 +40,3 @@ class DraftHead(nn.Module):
         behind = torch.cat([audio_embeds[1:], none]).masked_fill(is_start[1:, None], 0.0)
         drafted = self.down_proj(self.act_fn(self.up_proj(torch.cat([before, audio_embeds, behind], dim=-1))))
         return audio_embeds + drafted if self.is_residual else drafted
-
-
-def draft_labels(
-    labels: torch.Tensor,
-    eos_token_ids: list[int],
-    target_lengths: torch.Tensor,
-    numbers: BatchNumbers | None = None,
-) -> torch.Tensor:
-    """
-    Pack the tokens of the transcripts: those after a named language and before the end.
-
-    Args:
-        labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`): -100 outside of answers.
-        eos_token_ids (`list[int]`): Tokens that end an answer.
-        target_lengths (`torch.LongTensor` of shape `(batch_size,)`): Tokens of each transcript.
-        numbers ([`BatchNumbers`], *optional*): Of the batch; read from the device if absent. Its translations have no tokens.
-
-    Returns:
-        `torch.LongTensor` of shape `(sum(target_lengths),)`.
-
-    Raises:
-        `ValueError`: If an answer has fewer tokens than its transcript.
-    """
-    target_lengths = target_lengths.to(labels.device)
-    is_text = (labels != -100) & ~is_any_of(labels, eos_token_ids)
-    if numbers is None or numbers.target_lengths is None:
-        read = read_together(found=is_text.sum(-1), wanted=target_lengths)
-        found, wanted = read["found"], read["wanted"]
-    else:
-        translations = numbers.translations or [False] * len(numbers.target_lengths)
-        wanted = [
-            0 if other else max(length, 0) for length, other in zip(numbers.target_lengths, translations, strict=True)
-        ]
-        found = wanted if numbers.text_targets is None else numbers.text_targets
-    if len(found) != len(wanted) or any(have < want for have, want in zip(found, wanted, strict=True)):
-        raise ValueError(
-            "`labels` have fewer tokens than `target_lengths` says; a draft head learns from one recording a row, whose "
-            "`target_lengths` counts the tokens of its transcript."
-        )
-    from_the_end = is_text.flip(-1).cumsum(-1).flip(-1)
-    return select(labels, is_text & (from_the_end <= target_lengths[:, None]), sum(wanted))

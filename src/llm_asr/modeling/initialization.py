@@ -1,8 +1,11 @@
 """Random initial weights of the projector and the draft head."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from transformers import initialization as init
+from transformers.modeling_utils import PreTrainedModel
 
 from .cif import AlphaProjection
 from .expert_balance import ExpertBalance
@@ -48,3 +51,21 @@ def init_projector_module(module: nn.Module, initializer_range: float | None) ->
         init.constant_(module.bias, module.initial_bias)
     elif isinstance(module, (nn.Linear, nn.Conv1d)):
         draw(module.weight, fan_in=module.weight[0].numel())
+
+
+def find_initializers(
+    root: nn.Module, init_weights: Callable[[nn.Module], None]
+) -> list[tuple[str, nn.Module, Callable[[nn.Module], None]]]:
+    """
+    Modules of a projector or a draft head, by name, each with the function that draws its own weights: `init_weights` or, in a
+    model of Transformers such as a Q-Former, the function of that model.
+
+    Args:
+        root (`nn.Module`): The projector or the draft head.
+        init_weights (`Callable`): `_init_weights` of the whole model.
+    """
+    own: dict[nn.Module, Callable[[nn.Module], None]] = {}
+    for model in root.modules():
+        if isinstance(model, PreTrainedModel):
+            own.update(dict.fromkeys(model.modules(), model._init_weights))
+    return [(name, module, own.get(module, init_weights)) for name, module in root.named_modules()]

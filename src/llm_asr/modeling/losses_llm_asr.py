@@ -9,10 +9,12 @@ from torch import nn
 
 from .batch_numbers import BatchNumbers, is_any_of, read_together
 from .cif import quantity_loss
+from .configuration_llm_asr import LOSS_PARTS
 from .configuration_projector import LlmAsrProjectorConfig
-from .draft_head import draft_labels
+from .ctc import ctc_loss
 from .model_interface import HeadedModelInterface
 from .outputs_llm_asr import LlmAsrAudioOutput, LlmAsrCausalLMOutputWithPast
+from .transcript_tokens import transcript_tokens
 
 
 def language_modeling_loss(
@@ -100,7 +102,11 @@ def resolve_target_lengths(
 
 
 def weighted_sum(losses: dict[str, torch.Tensor], projector_config: LlmAsrProjectorConfig) -> torch.Tensor:
-    """Add the parts of the loss, each but `lm_loss` multiplied by the field `<part>_coef` of the configuration."""
+    """
+    Add the parts of the loss, each but `lm_loss` multiplied by the field `<part>_coef` of the configuration. Other entries of
+    `losses` are left out.
+    """
+    losses = {name: loss for name, loss in losses.items() if name in LOSS_PARTS}
     # The projector and the head may be on two devices.
     device = next(iter(losses.values())).device
     coefficients = {name: 1.0 if name == "lm_loss" else getattr(projector_config, f"{name}_coef") for name in losses}
@@ -127,10 +133,10 @@ class LlmAsrLossMixin(HeadedModelInterface):
         numbers: BatchNumbers | None,
     ) -> dict[str, torch.Tensor]:
         """
-        Compute the parts of the loss other than `lm_loss`, normalised like it.
+        Compute the parts of the loss other than `lm_loss`, normalised like it. With a CTC loss, `ctc_skipped` is among them.
 
-        A row without a target length adds nothing to the quantity loss. A translation adds nothing to the draft loss, because
-        drafts are of transcripts.
+        A row without a target length adds nothing to the quantity loss. A translation adds nothing to the draft loss and the CTC
+        loss, because they are of transcripts.
         """
         losses: dict[str, torch.Tensor] = {}
         if target_lengths is None or audio.pooler_output is None or audio.audio_lengths is None:
@@ -142,8 +148,18 @@ class LlmAsrLossMixin(HeadedModelInterface):
             device = audio.quantities.device
             num_tokens = num_items.to(device) if isinstance(num_items, torch.Tensor) else num_items
             losses["quantity_loss"] = quantity_loss(audio.quantities, target_lengths.to(device), num_tokens)
+        # The labels of a translation are not its transcript.
+        known_lengths = target_lengths
+        if is_translation is not None:
+            known_lengths = target_lengths.masked_fill(is_translation.to(target_lengths.device), -1)
         if self.draft_head is not None:
-            losses["draft_loss"] = self._draft_loss(audio, labels, target_lengths, is_translation, numbers) / num_items
+            losses["draft_loss"] = self._draft_loss(audio, labels, known_lengths, numbers) / num_items
+        if audio.ctc_scores is not None and audio.ctc_labels is not None:
+            logits = audio.ctc_scores.logits(self.model.get_token_embeddings())
+            num_frames = (audio.ctc_labels != -100).sum(-1)
+            tokens = transcript_tokens(labels, self._eos_ids(), known_lengths, numbers)
+            loss, losses["ctc_skipped"] = ctc_loss(logits, num_frames, tokens, known_lengths)
+            losses["ctc_loss"] = loss.to(num_labels.device) / num_items
         if audio.router_logits is not None and audio.selected_experts is not None:
             losses["router_aux_loss"], losses["router_z_loss"] = self.model.projector.moe.balance(
                 audio.router_logits,
@@ -157,15 +173,12 @@ class LlmAsrLossMixin(HeadedModelInterface):
         self,
         audio: LlmAsrAudioOutput,
         labels: torch.Tensor,
-        target_lengths: torch.Tensor,
-        is_translation: torch.Tensor | None,
+        known_lengths: torch.Tensor,
         numbers: BatchNumbers | None,
     ) -> torch.Tensor:
         """The sum of the cross-entropies of drafted tokens, on the device of the labels."""
-        drafted_lengths = target_lengths.clamp(min=0)
-        if is_translation is not None:
-            drafted_lengths = drafted_lengths.masked_fill(is_translation.to(drafted_lengths.device), 0)
-        tokens = draft_labels(labels, self._eos_ids(), drafted_lengths, numbers)
+        tokens = transcript_tokens(labels, self._eos_ids(), known_lengths, numbers)
+        drafted_lengths = known_lengths.clamp(min=0)
         embeds, lengths = cast("torch.Tensor", audio.pooler_output), cast("torch.Tensor", audio.audio_lengths)
         drafts = self.draft(embeds, lengths)
         tokens = tokens.to(drafts.device)
@@ -227,6 +240,7 @@ class LlmAsrLossMixin(HeadedModelInterface):
             alphas=audio.alphas,
             quantities=audio.quantities,
             fire_times=audio.fire_times,
+            ctc_labels=audio.ctc_labels,
             **losses,
         )
 

@@ -48,6 +48,9 @@ def can_use_grouped_mm(hidden_states: torch.Tensor, weight: torch.Tensor) -> boo
         return False
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
         return False
+    if not len(hidden_states):
+        # Its gradient fails without rows.
+        return False
     if any(size * hidden_states.element_size() % 16 for size in weight.shape[1:]):
         return False
     if torch.compiler.is_compiling():

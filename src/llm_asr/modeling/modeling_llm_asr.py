@@ -346,6 +346,10 @@ class LlmAsrForConditionalGeneration(
         """See [`LlmAsrModel.get_audio_features`]."""
         return self.model.get_audio_features(*args, **kwargs)
 
+    def transcribe_ctc(self, *args, **kwargs) -> list[torch.Tensor]:
+        """See [`LlmAsrAudioMixin.transcribe_ctc`]."""
+        return self.model.transcribe_ctc(*args, **kwargs)
+
     @can_return_tuple
     def forward(
         self,
@@ -518,6 +522,7 @@ class LlmAsrForConditionalGeneration(
             alphas=audio.alphas,
             quantities=audio.quantities,
             fire_times=audio.fire_times,
+            ctc_labels=audio.ctc_labels,
             **{CACHE_NAME: outputs.get(CACHE_NAME)},
             **losses,
         )

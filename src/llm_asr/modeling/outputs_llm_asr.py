@@ -6,6 +6,7 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
+from .ctc import CtcScores
 from .merging import MergedInputs
 
 
@@ -36,6 +37,11 @@ class LlmAsrAudioOutput(ModelOutput):
             Numbers of embeddings that CIF predicted, before any scaling.
         fire_times (`torch.FloatTensor` of shape `(sum(audio_lengths),)`, *optional*):
             Packed times at which CIF fired, in seconds from the start of each recording.
+        ctc_scores ([`CtcScores`], *optional*):
+            With a CTC head, what its scores of frames are computed from.
+        ctc_labels (`torch.LongTensor` of shape `(num_recordings, num_projector_frames)`, *optional*):
+            With a CTC head, the best label of each frame, -100 in padding. The blank is the number of the language model's input
+            embeddings.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -49,6 +55,8 @@ class LlmAsrAudioOutput(ModelOutput):
     alphas: torch.Tensor | None = None
     quantities: torch.Tensor | None = None
     fire_times: torch.Tensor | None = None
+    ctc_scores: CtcScores | None = None
+    ctc_labels: torch.Tensor | None = None
 
 
 @dataclass
@@ -74,8 +82,8 @@ class LlmAsrCausalLMOutputWithPast(CausalLMOutputWithPast):
 
     Args:
         loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` is provided):
-            `lm_loss + quantity_loss_coef * quantity_loss + draft_loss_coef * draft_loss + router_aux_loss_coef *
-            router_aux_loss + router_z_loss_coef * router_z_loss`, of the parts that the model has.
+            `lm_loss + quantity_loss_coef * quantity_loss + draft_loss_coef * draft_loss + ctc_loss_coef * ctc_loss +
+            router_aux_loss_coef * router_aux_loss + router_z_loss_coef * router_z_loss`, of the parts that the model has.
         logits (`torch.FloatTensor` of shape `(batch_size, sequence_length, vocab_size)`):
             Prediction scores at the tokens of `input_ids`, so that they line up with `labels`; those of an audio token are
             at the end of its recording.
@@ -89,6 +97,11 @@ class LlmAsrCausalLMOutputWithPast(CausalLMOutputWithPast):
             Error of CIF's predicted number of tokens, per label.
         draft_loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
             Cross-entropy of the drafts.
+        ctc_loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
+            CTC loss of the transcripts, per label.
+        ctc_skipped (`torch.LongTensor` of shape `()`, *optional*):
+            Recordings that add nothing to `ctc_loss`, because their transcripts have more tokens than CTC can align with their
+            frames.
         router_aux_loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
             Load-balancing loss.
         router_z_loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
@@ -107,11 +120,15 @@ class LlmAsrCausalLMOutputWithPast(CausalLMOutputWithPast):
             Numbers of embeddings that CIF predicted, before any scaling.
         fire_times (`torch.FloatTensor` of shape `(sum(audio_lengths),)`, *optional*):
             Packed CIF fire times, in seconds.
+        ctc_labels (`torch.LongTensor` of shape `(num_recordings, num_projector_frames)`, *optional*):
+            See [`LlmAsrAudioOutput`].
     """
 
     lm_loss: torch.Tensor | None = None
     quantity_loss: torch.Tensor | None = None
     draft_loss: torch.Tensor | None = None
+    ctc_loss: torch.Tensor | None = None
+    ctc_skipped: torch.Tensor | None = None
     router_aux_loss: torch.Tensor | None = None
     router_z_loss: torch.Tensor | None = None
     router_logits: torch.Tensor | None = None
@@ -121,6 +138,7 @@ class LlmAsrCausalLMOutputWithPast(CausalLMOutputWithPast):
     alphas: torch.Tensor | None = None
     quantities: torch.Tensor | None = None
     fire_times: torch.Tensor | None = None
+    ctc_labels: torch.Tensor | None = None
 
 
 __all__ = ["LlmAsrAudioOutput", "LlmAsrCausalLMOutputWithPast", "LlmAsrModelOutputWithPast"]

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from .configuration_llm_asr import LlmAsrConfig
+from .ctc import CtcScores
 from .mixture_of_experts import MixtureOfExperts, Routing
 from .text_projection import build_experts, build_mlp
 
@@ -19,7 +20,8 @@ class ReducedFrames:
     Attributes:
         frames (`torch.Tensor` of shape `(sum(lengths), reduced_size)`): Packed frames, one for each embedding.
         lengths (`torch.LongTensor` of shape `(num_recordings,)`): Embeddings of each recording.
-        alphas, quantities, fire_times (`torch.Tensor`, *optional*): See [`ProjectorOutput`].
+        alphas, quantities, fire_times, ctc_labels (`torch.Tensor`, *optional*): See [`ProjectorOutput`].
+        ctc_scores ([`CtcScores`], *optional*): See [`ProjectorOutput`].
         host_lengths (`list[int]`, *optional*): `lengths`, if they were read from the device already.
     """
 
@@ -28,6 +30,8 @@ class ReducedFrames:
     alphas: torch.Tensor | None = None
     quantities: torch.Tensor | None = None
     fire_times: torch.Tensor | None = None
+    ctc_scores: CtcScores | None = None
+    ctc_labels: torch.Tensor | None = None
     host_lengths: list[int] | None = None
 
 
@@ -44,6 +48,8 @@ class ProjectorOutput:
         alphas (`torch.Tensor` of shape `(num_recordings, num_frames)`, *optional*): CIF weights, zero in padding.
         quantities (`torch.Tensor` of shape `(num_recordings,)`, *optional*): Numbers of embeddings CIF predicted.
         fire_times (`torch.Tensor` of shape `(sum(lengths),)`, *optional*): CIF fire times, in seconds.
+        ctc_scores ([`CtcScores`], *optional*): With a CTC head, of its packed frames.
+        ctc_labels (`torch.LongTensor` of shape `(num_recordings, num_frames)`, *optional*): Its labels, -100 in padding.
         host_lengths (`list[int]`, *optional*): `lengths` on the host.
     """
 
@@ -54,6 +60,8 @@ class ProjectorOutput:
     alphas: torch.Tensor | None = None
     quantities: torch.Tensor | None = None
     fire_times: torch.Tensor | None = None
+    ctc_scores: CtcScores | None = None
+    ctc_labels: torch.Tensor | None = None
     host_lengths: list[int] | None = None
 
 
@@ -76,9 +84,7 @@ class LlmAsrProjector(nn.Module):
     """
     Base of the projectors. A subclass has the layers of `reduce_frames`, and calls `add_text_layers` when it has built them.
 
-    A projector is called with `hidden_states` of shape `(num_recordings, num_frames, audio_hidden_size)`, a boolean
-    `attention_mask` of shape `(num_recordings, num_frames)` and `target_lengths` of shape `(num_recordings,)` or `None`,
-    and returns a [`ProjectorOutput`]. Fixed-rate projectors do not look at `target_lengths`.
+    A projector is called with the arguments of `reduce_frames` and returns a [`ProjectorOutput`].
     """
 
     # Whether `reduce_frames` takes `frame_lengths`, the real frames of each recording on the host, a `list[int]` or `None`.
@@ -99,7 +105,11 @@ class LlmAsrProjector(nn.Module):
             self.mlp = build_mlp(config)
 
     def reduce_frames(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor, target_lengths: torch.Tensor | None
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor,
+        target_lengths: torch.Tensor | None = None,
+        token_embeddings: torch.Tensor | None = None,
     ) -> ReducedFrames:
         """
         Reduce the number of frames. Padded frames influence nothing.
@@ -107,7 +117,9 @@ class LlmAsrProjector(nn.Module):
         Args:
             hidden_states (`torch.Tensor` of shape `(num_recordings, num_frames, audio_hidden_size)`): Encoder frames.
             attention_mask (`torch.BoolTensor` of shape `(num_recordings, num_frames)`): True for real frames, which come first.
-            target_lengths (`torch.LongTensor` of shape `(num_recordings,)`, *optional*): Tokens of each transcript.
+            target_lengths (`torch.LongTensor` of shape `(num_recordings,)`, *optional*): Tokens of each transcript, which CIF fires.
+            token_embeddings (`torch.Tensor` of shape `(vocab_size, text_hidden_size)`, *optional*): Input embeddings of the language
+                model, off which a CTC head reads tokens.
         """
         raise NotImplementedError
 
@@ -145,9 +157,10 @@ class LlmAsrProjector(nn.Module):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor,
         target_lengths: torch.Tensor | None = None,
+        token_embeddings: torch.Tensor | None = None,
         **kwargs,
     ) -> ProjectorOutput:
-        reduced = self.reduce_frames(hidden_states, attention_mask, target_lengths, **kwargs)
+        reduced = self.reduce_frames(hidden_states, attention_mask, target_lengths, token_embeddings, **kwargs)
         embeds, routing = self.project(reduced.frames, reduced.lengths)
         routed: dict[str, Any] = {}
         if routing is not None:
@@ -158,6 +171,8 @@ class LlmAsrProjector(nn.Module):
             alphas=reduced.alphas,
             quantities=reduced.quantities,
             fire_times=reduced.fire_times,
+            ctc_scores=reduced.ctc_scores,
+            ctc_labels=reduced.ctc_labels,
             host_lengths=reduced.host_lengths,
             **routed,
         )

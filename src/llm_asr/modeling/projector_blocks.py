@@ -35,7 +35,7 @@ class BlockStream:
         num_ready = len(frames) if is_last else len(frames) - len(frames) % self._projector.block_size
         self._waiting = frames[num_ready:]
         is_real = torch.ones(1, num_ready, dtype=torch.bool, device=frames.device)
-        return self._projector.reduce_frames(frames[None, :num_ready], is_real, None)
+        return self._projector.reduce_frames(frames[None, :num_ready], is_real)
 
 
 __all__ = ["BlockProjector", "BlockStream"]

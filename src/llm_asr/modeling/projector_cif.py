@@ -38,10 +38,15 @@ class CifProjector(LlmAsrProjector):
         self.add_text_layers(config)
 
     def reduce_frames(
-        self, hidden_states, attention_mask, target_lengths=None, max_target: int | None = None
+        self,
+        hidden_states,
+        attention_mask,
+        target_lengths=None,
+        token_embeddings=None,
+        host_targets: list[int] | None = None,
     ) -> ReducedFrames:
-        """`max_target`: see [`integrate_and_fire`]."""
-        fired = self.cif(*self.downsampler(hidden_states, attention_mask), target_lengths, max_target)
+        """`host_targets`: see [`integrate_and_fire`]."""
+        fired = self.cif(*self.downsampler(hidden_states, attention_mask), target_lengths, host_targets)
         return ReducedFrames(
             frames=fired.embeds,
             lengths=fired.lengths,

@@ -62,7 +62,12 @@ class ConvProjector(LlmAsrProjector):
         self.add_text_layers(config)
 
     def reduce_frames(
-        self, hidden_states, attention_mask, target_lengths=None, frame_lengths: list[int] | None = None
+        self,
+        hidden_states,
+        attention_mask,
+        target_lengths=None,
+        token_embeddings=None,
+        frame_lengths: list[int] | None = None,
     ) -> ReducedFrames:
         hidden_states, attention_mask = self.downsampler(hidden_states, attention_mask)
         lengths = attention_mask.sum(-1)

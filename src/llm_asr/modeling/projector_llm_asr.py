@@ -4,6 +4,7 @@ from .configuration_llm_asr import LlmAsrConfig
 from .projector_base import LlmAsrProjector, ProjectorOutput
 from .projector_cif import CifProjector
 from .projector_conv import ConvProjector
+from .projector_ctc import CtcProjector
 from .projector_qformer import QFormerProjector
 from .projector_stack import StackProjector
 
@@ -17,6 +18,8 @@ PROJECTORS: dict[str, type[LlmAsrProjector]] = {
     "moe_stack": StackProjector,
     "qformer": QFormerProjector,
     "moe_qformer": QFormerProjector,
+    "ctc": CtcProjector,
+    "moe_ctc": CtcProjector,
 }
 
 

@@ -54,7 +54,9 @@ class QFormerProjector(BlockProjector):
         )
         self.add_text_layers(config)
 
-    def reduce_frames(self, hidden_states, attention_mask, target_lengths=None) -> ReducedFrames:
+    def reduce_frames(
+        self, hidden_states, attention_mask, target_lengths=None, token_embeddings=None
+    ) -> ReducedFrames:
         size, num_queries = self.block_size, self.query.shape[1]
         hidden_states = hidden_states.to(self.query.dtype)
         attention_mask = attention_mask.to(hidden_states.device)

@@ -26,7 +26,12 @@ class StackProjector(BlockProjector):
         self.add_text_layers(config)
 
     def reduce_frames(
-        self, hidden_states, attention_mask, target_lengths=None, frame_lengths: list[int] | None = None
+        self,
+        hidden_states,
+        attention_mask,
+        target_lengths=None,
+        token_embeddings=None,
+        frame_lengths: list[int] | None = None,
     ) -> ReducedFrames:
         size = self.block_size
         hidden_states = hidden_states.to(next(self.parameters()).dtype)

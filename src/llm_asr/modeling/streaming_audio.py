@@ -98,14 +98,7 @@ class LlmAsrStreamingMixin:
             pieces.append(reduced.frames)
             outputs.append(output)
         lengths = torch.tensor([len(piece) for piece in pieces], device=pieces[0].device)
-        frames = torch.cat(pieces)
-        # Experts take at least one frame.
-        embeds = (
-            self.projector.project(frames, lengths)[0]
-            if len(frames)
-            else frames.new_zeros(0, self.config.text_config.hidden_size)
-        )
-        embeds = embeds.split(lengths.tolist())
+        embeds = self.projector.project(torch.cat(pieces), lengths)[0].split(lengths.tolist())
         for row, output in enumerate(outputs):
             output["pooler_output"], output["audio_lengths"] = embeds[row], lengths[row : row + 1]
         return outputs

@@ -153,6 +153,8 @@ def describe_projector(config: dict | None) -> dict | None:
     if not settings.uses_cif:
         unused |= {name for name in own if name.startswith(("cif_", "draft_"))}
         unused |= {"expected_tokens_per_second", "quantity_loss_coef"}
+    if not settings.uses_ctc:
+        unused.add("ctc_loss_coef")
     if not settings.uses_experts:
         unused |= {name for name in own if "expert" in name or "rout" in name}
         unused |= {"merge", "norm_topk_prob"}

@@ -19,7 +19,7 @@ class ModelArguments:
     projector_type: str = field(
         default="moe_cif",
         metadata={
-            "help": "One of conv, cif, stack and qformer, or moe, moe_cif, moe_stack and moe_qformer with a mixture of experts."
+            "help": "One of conv, cif, stack, qformer and ctc, or moe, moe_cif, moe_stack, moe_qformer and moe_ctc with experts."
         },
     )
     # With `None` among the types, Transformers' parser passes the string of a flag on.

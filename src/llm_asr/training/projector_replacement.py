@@ -9,6 +9,7 @@ from torch import nn
 
 from ..modeling.configuration_projector import LlmAsrProjectorConfig
 from ..modeling.draft_head import DraftHead
+from ..modeling.initialization import find_initializers
 from ..modeling.mixture_of_experts import MixtureOfExperts
 from ..modeling.modeling_llm_asr import LlmAsrForConditionalGeneration
 from ..modeling.projector_llm_asr import build_projector
@@ -26,13 +27,15 @@ def replace_projector(
     Replace the projector of a model. Its speech encoder and its language model are kept.
 
     Options that are not given are those of the old projector. `conv_strides` and the draft head have the defaults of the new
-    type where the old one has CIF and the new one does not, or the reverse.
+    type where only one of the two types has CIF, or convolutions. Forms of the linear layers (`mlp_...` and an
+    `intermediate_size` of `None`) have their defaults where the new type has experts.
 
     With `warm_start`, each tensor of the new projector that has the name and the shape of an old one is copied. If the old
-    projector has two linear layers and the new one has experts, each expert is a copy of the two layers (sparse upcycling,
-    arXiv 2212.05055, section 3), and the router is new. For this, `expert_hidden_size` defaults to `intermediate_size`, and
-    `expert_bias` to `True`. Routing weights must sum to one. Shared experts begin with an output of zero. The outputs of
-    `"moe"` from `"conv"`, and of `"moe_cif"` from `"cif"`, then equal those of the old projector until training changes them.
+    projector has two linear layers without gate and normalisation, and the new one has experts for frames of the same size, each
+    expert is a copy of the two layers (sparse upcycling, arXiv 2212.05055, section 3), and the router is new. For this,
+    `expert_hidden_size` defaults to `intermediate_size`, and `expert_bias` to `mlp_bias`. Routing weights must sum to one. Shared
+    experts begin with an output of zero. Where both types reduce frames in the same way (`"moe"` from `"conv"`, `"moe_stack"` from
+    `"stack"`, and so on), the outputs then equal those of the old projector until training changes them.
 
     Args:
         model ([`LlmAsrForConditionalGeneration`]):
@@ -66,10 +69,10 @@ def replace_projector(
         )
     old_config, old_projector = model.config.projector_config, model.model.projector
     new_config = _derive_config(old_config, projector_type, warm_start, projector_kwargs)
-    is_upcycled = warm_start and _can_upcycle(old_config, new_config)
+    is_upcycled = warm_start and _can_upcycle(old_config, new_config, model.config.audio_config.hidden_size)
     if not (expert_noise >= 0 and (is_upcycled or not expert_noise)):
         raise ValueError(
-            f"`expert_noise` must not be negative, and it is for experts that are copies of two linear layers, got "
+            f"`expert_noise` must not be negative, and it is for experts that are copies of two plain linear layers, got "
             f"{expert_noise} for {projector_type!r} from {old_config.projector_type!r}; set it to 0."
         )
 
@@ -85,7 +88,8 @@ def replace_projector(
     ):
         if new is None:
             continue
-        new.apply(model._init_weights)
+        for _, module, init_weights in find_initializers(new, model._init_weights):
+            init_weights(module)
         if warm_start and old is not None:
             copied += [prefix + name for name in _copy_same_tensors(old, new)]
     if is_upcycled:
@@ -105,21 +109,33 @@ def _derive_config(
     new_type = LlmAsrProjectorConfig(projector_type=projector_type)
     if new_type.uses_cif != old.uses_cif:
         names = [name for name in names if name not in ("conv_strides", "draft_head", "draft_residual")]
+    if new_type.uses_convolutions != old.uses_convolutions:
+        names = [name for name in names if name != "conv_strides"]
+    if new_type.uses_experts:
+        names = [name for name in names if not name.startswith("mlp_")]
+        if old.intermediate_size is None:
+            names.remove("intermediate_size")
     options = {name: getattr(old, name) for name in names}
-    if warm_start and new_type.uses_experts and not old.uses_experts:
-        options.update(expert_hidden_size=old.intermediate_size, expert_bias=True)
+    if warm_start and new_type.uses_experts and _is_plain(old):
+        options.update(expert_hidden_size=old.intermediate_size, expert_bias=old.mlp_bias)
     return LlmAsrProjectorConfig(projector_type=projector_type, **{**options, **projector_kwargs})
 
 
-def _can_upcycle(old: LlmAsrProjectorConfig, new: LlmAsrProjectorConfig) -> bool:
+def _is_plain(config: LlmAsrProjectorConfig) -> bool:
+    """Whether a projector has two linear layers and nothing but an activation between them, as an expert has."""
+    return not (config.uses_experts or config.intermediate_size is None or config.mlp_gated or config.mlp_norms)
+
+
+def _can_upcycle(old: LlmAsrProjectorConfig, new: LlmAsrProjectorConfig, audio_size: int) -> bool:
     """Whether experts that are copies of the old linear layers compute the same as these."""
     weights_sum_to_one = new.norm_topk_prob or new.num_experts_per_tok == new.num_experts
-    same = (old.hidden_size, old.intermediate_size, old.hidden_act) == (
-        new.hidden_size,
+    same = (old.reduced_size(audio_size), old.intermediate_size, old.mlp_bias, old.hidden_act) == (
+        new.reduced_size(audio_size),
         new.expert_hidden_size,
+        new.expert_bias,
         new.hidden_act,
     )
-    return new.uses_experts and not old.uses_experts and new.expert_bias and weights_sum_to_one and same
+    return new.uses_experts and _is_plain(old) and weights_sum_to_one and same
 
 
 @torch.no_grad()
@@ -136,12 +152,9 @@ def _copy_same_tensors(old: nn.Module, new: nn.Module) -> list[str]:
 @torch.no_grad()
 def _upcycle(mlp: nn.Sequential, moe: MixtureOfExperts, noise: float) -> list[str]:
     """Make each expert a copy of the two linear layers, and return the names of the tensors."""
-    sources = {
-        "up_proj": mlp.get_parameter("0.weight"),
-        "up_proj_bias": mlp.get_parameter("0.bias"),
-        "down_proj": mlp.get_parameter("2.weight"),
-        "down_proj_bias": mlp.get_parameter("2.bias"),
-    }
+    sources = {"up_proj": mlp.get_parameter("0.weight"), "down_proj": mlp.get_parameter("2.weight")}
+    if moe.experts.up_proj_bias is not None:
+        sources.update(up_proj_bias=mlp.get_parameter("0.bias"), down_proj_bias=mlp.get_parameter("2.bias"))
     for name, source in sources.items():
         experts = moe.experts.get_parameter(name)
         experts.copy_(source.expand_as(experts))

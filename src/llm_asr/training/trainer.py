@@ -25,8 +25,9 @@ from .keyword_sampling import KeywordSampling
 
 class LlmAsrTrainer(Seq2SeqTrainer):
     """
-    A [`Seq2SeqTrainer`] that logs `lm_loss`, `quantity_loss`, `draft_loss`, `router_aux_loss` and `router_z_loss` in addition to
-    `loss`.
+    A [`Seq2SeqTrainer`] that logs `lm_loss`, `quantity_loss`, `draft_loss`, `ctc_loss`, `router_aux_loss` and `router_z_loss` in
+    addition to `loss`. `ctc_skipped` is the number of recordings a step that have no CTC loss, because their transcripts have more
+    tokens than their frames can be aligned with.
 
     The loss parts are averages over the optimizer steps since the last log, without their coefficients. A plain [`Trainer`] or
     [`Seq2SeqTrainer`] can also train the model.
@@ -84,7 +85,7 @@ class LlmAsrTrainer(Seq2SeqTrainer):
             stop_at_nonfinite_loss(self, loss, outputs, row_ids)
             if not self._loss_parts:
                 self._last_logged_step = self.state.global_step
-            for name in LOSS_PARTS:
+            for name in (*LOSS_PARTS, "ctc_skipped"):
                 if outputs.get(name) is not None:
                     part = outputs[name].detach()
                     self._loss_parts[name] = self._loss_parts[name] + part if name in self._loss_parts else part

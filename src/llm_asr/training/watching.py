@@ -99,7 +99,7 @@ class WatchingCallback(TrainerCallback):
     def _count(self, projector: LlmAsrProjector, arguments: tuple, output) -> None:
         if not projector.training:
             return
-        _, attention_mask, target_lengths = arguments
+        attention_mask, target_lengths = arguments[1:3]
         sums = torch.zeros(3, device=attention_mask.device)
         if output.quantities is not None and target_lengths is not None:
             # The true number is unknown where it is negative.

@@ -36,6 +36,7 @@ from llm_asr.datasets_asr import load_asr_dataset
 from llm_asr.evaluation.compute_metrics import ErrorRates
 from llm_asr.evaluation.projector_cost import projector_cost
 from llm_asr.modeling.expert_balance import count_expert_load
+from llm_asr.modeling.initialization import find_initializers
 from llm_asr.training.arguments import LlmAsrTrainingArguments
 from llm_asr.training.data_collator import LlmAsrDataCollator
 from llm_asr.training.expert_usage_callback import ExpertUsageCallback
@@ -50,7 +51,8 @@ MODEL_OPTIONS = ("freeze_audio", "freeze_text", "encoder_padding")
 LORA_OPTIONS = {"lora_rank": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout"}
 
 # Logged quantities that the manifest keeps for learning curves.
-CURVES = ("lm_loss", "quantity_loss", "router_aux_loss", "length_error", "eval_wer", "expert_entropy", "dead_experts")
+CURVES = ("lm_loss", "quantity_loss", "ctc_loss", "router_aux_loss", "length_error", "eval_wer", "expert_entropy")
+CURVES += ("dead_experts", "ctc_skipped")
 
 # Number of rows of the training data for setting the loudness of projectors.
 LOUDNESS_ROWS = 32
@@ -123,12 +125,12 @@ def initialize_projector(model: LlmAsrForConditionalGeneration, seed: int) -> No
     """
     parts = {"projector": model.model.projector, "draft_head": model.draft_head}
     for part, root in parts.items():
-        for name, module in () if root is None else root.named_modules():
+        for name, module, init_weights in () if root is None else find_initializers(root, model._init_weights):
             for parameter in module.parameters(recurse=False):
                 # Transformers does not initialise a parameter again while this flag is set.
                 parameter._is_hf_initialized = False
             torch.manual_seed(zlib.crc32(f"{seed} {part} {name}".encode()))
-            model._init_weights(module)
+            init_weights(module)
 
 
 @torch.no_grad()
