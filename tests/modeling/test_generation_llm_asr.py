@@ -326,13 +326,13 @@ def test_transcript_tokens_are_only_the_transcripts():
     labels = torch.tensor(
         [[-100, 8, 9, 5, 6, 7, 2], [-100, -100, 5, 2, -100, -100, -100], [-100, 2, -100, -100, -100, -100, -100]]
     )
-    found = transcript_tokens(labels, torch.tensor([2]), torch.tensor([3, 1, 0]))
+    found = transcript_tokens(labels, [2], torch.tensor([3, 1, 0]))
     assert found.tolist() == [5, 6, 7, 5]
-    assert transcript_tokens(labels, torch.tensor([2]), torch.tensor([-1, 1, -1])).tolist() == [5]
+    assert transcript_tokens(labels, [2], torch.tensor([-1, 1, -1])).tolist() == [5]
     with pytest.raises(ValueError, match="one recording a row, and there are 2 recordings in 3 rows"):
-        transcript_tokens(labels, torch.tensor([2]), torch.tensor([3, 2]))
+        transcript_tokens(labels, [2], torch.tensor([3, 2]))
     with pytest.raises(ValueError, match="fewer tokens"):
-        transcript_tokens(labels, torch.tensor([2]), torch.tensor([3, 2, 0]))
+        transcript_tokens(labels, [2], torch.tensor([3, 2, 0]))
 
 
 def test_the_draft_loss_is_the_cross_entropy_of_the_transcript(parts, recordings):

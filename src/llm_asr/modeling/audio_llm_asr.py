@@ -8,11 +8,12 @@ from torch import nn
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
+from .batch_numbers import BatchNumbers, FrameNumbers, read_frame_numbers, read_together
 from .ctc import collapse_labels
 from .model_interface import ModelInterface
 from .outputs_llm_asr import LlmAsrAudioOutput
 from .part_dtypes import HALF_DTYPES
-from .speech_encoders import feature_time_dim, record_outputs, run_audio_tower
+from .speech_encoders import count_encoded_frames, feature_time_dim, record_outputs, run_audio_tower
 
 
 def is_frozen(module: nn.Module) -> bool:
@@ -27,7 +28,11 @@ class LlmAsrAudioMixin(ModelInterface):
     projector: Any
 
     def get_audio_hidden_states(
-        self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None, **kwargs
+        self,
+        input_features: torch.Tensor,
+        input_features_mask: torch.Tensor | None = None,
+        frame_numbers: FrameNumbers | None = None,
+        **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Run the speech encoder alone, for instance to cache its output.
@@ -37,6 +42,8 @@ class LlmAsrAudioMixin(ModelInterface):
                 Features as the encoder's feature extractor makes them, or waveforms of shape `(num_recordings, num_samples)`.
             input_features_mask (`torch.Tensor` of shape `(num_recordings, num_feature_frames)`, *optional*):
                 Non-zero for real feature frames, or samples; all are real if absent.
+            frame_numbers ([`FrameNumbers`], *optional*):
+                Of the mask; read from the device if absent.
 
         Returns:
             `tuple(torch.Tensor)`: Hidden states of shape `(num_recordings, num_frames, audio_hidden_size)` and a boolean
@@ -48,7 +55,10 @@ class LlmAsrAudioMixin(ModelInterface):
         if input_features_mask is None:
             shape = (input_features.shape[0], input_features.shape[feature_time_dim(self.config.audio_config)])
             input_features_mask = torch.ones(shape, dtype=torch.long, device=input_features.device)
-        empty = (input_features_mask.sum(-1) == 0).nonzero().flatten().tolist()
+            frame_numbers = FrameNumbers([shape[1]] * shape[0], shape[1])
+        if frame_numbers is None:
+            frame_numbers = read_frame_numbers(input_features_mask)
+        empty = [row for row, length in enumerate(frame_numbers.lengths) if not length]
         if empty:
             raise ValueError(f"`input_features_mask` leaves no frame to recording(s) {empty}; remove them.")
         with torch.no_grad() if is_frozen(self.audio_tower) else nullcontext(), self._audio_autocast(input_features):
@@ -56,6 +66,7 @@ class LlmAsrAudioMixin(ModelInterface):
                 self.audio_tower,
                 input_features.to(self.audio_tower.dtype),
                 input_features_mask,
+                frame_numbers,
                 self.config.encoder_padding,
                 self.config.draw_attention_chunks() if self.training else self.config.attention_chunks,
                 **kwargs,
@@ -96,13 +107,44 @@ class LlmAsrAudioMixin(ModelInterface):
         Returns:
             [`LlmAsrAudioOutput`]
         """
+        outputs, _ = self.encode_and_project(
+            input_features,
+            input_features_mask,
+            audio_hidden_states,
+            audio_hidden_states_mask,
+            target_lengths,
+            **kwargs,
+        )
+        return outputs
+
+    def encode_and_project(
+        self,
+        input_features: torch.Tensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+        audio_hidden_states: torch.Tensor | None = None,
+        audio_hidden_states_mask: torch.Tensor | None = None,
+        target_lengths: torch.Tensor | None = None,
+        numbers: BatchNumbers | None = None,
+        **kwargs,
+    ) -> tuple[LlmAsrAudioOutput, list[int]]:
+        """
+        Do the work of `get_audio_features`.
+
+        Args:
+            numbers ([`BatchNumbers`], *optional*): Of the batch. What is absent is read from the device.
+
+        Returns:
+            `tuple(LlmAsrAudioOutput, list[int])`: The outputs, and `audio_lengths` on the host.
+        """
         recorded: dict[str, Any] = {}
         if input_features is not None and audio_hidden_states is None:
             names = ("output_hidden_states", "output_attentions")
             is_recorded = any(kwargs.get(name, getattr(self.config.audio_config, name)) for name in names)
             recorder = record_outputs(self.audio_tower) if is_recorded else None
             with recorder or nullcontext(recorded) as recorded:
-                audio_hidden_states, mask = self.get_audio_hidden_states(input_features, input_features_mask, **kwargs)
+                audio_hidden_states, mask = self.get_audio_hidden_states(
+                    input_features, input_features_mask, None if numbers is None else numbers.features, **kwargs
+                )
         elif audio_hidden_states is not None and input_features is None:
             if audio_hidden_states_mask is None:
                 mask = torch.ones(audio_hidden_states.shape[:2], dtype=torch.bool, device=audio_hidden_states.device)
@@ -112,8 +154,10 @@ class LlmAsrAudioMixin(ModelInterface):
             raise ValueError("Pass either `input_features` or `audio_hidden_states`, and not both.")
         # Only a CTC head reads the embeddings.
         token_embeddings = self.get_token_embeddings() if self.config.projector_config.uses_ctc else None
-        projected = self.projector(audio_hidden_states, mask, target_lengths, token_embeddings)
-        return LlmAsrAudioOutput(
+        projected = self.projector(
+            audio_hidden_states, mask, target_lengths, token_embeddings, **self._known_on_host(numbers)
+        )
+        outputs = LlmAsrAudioOutput(
             last_hidden_state=audio_hidden_states,
             pooler_output=projected.embeds,
             audio_lengths=projected.lengths,
@@ -127,6 +171,23 @@ class LlmAsrAudioMixin(ModelInterface):
             ctc_labels=projected.ctc_labels,
             **recorded,
         )
+        host_lengths = projected.host_lengths
+        if host_lengths is None:
+            host_lengths = read_together(lengths=projected.lengths)["lengths"]
+        return outputs, host_lengths
+
+    def _known_on_host(self, numbers: BatchNumbers | None) -> dict[str, Any]:
+        """What the projector need not read from the device."""
+        if numbers is None:
+            return {}
+        if self.config.projector_config.uses_cif:
+            targets = numbers.target_lengths
+            return {"host_targets": targets} if targets and min(targets) >= 0 else {}
+        frames = numbers.frames
+        if frames is None and numbers.features is not None:
+            frames = count_encoded_frames(self.config.audio_config, numbers.features)
+        can_count = self.projector.counts_frames_on_host
+        return {"frame_lengths": frames.lengths} if can_count and frames is not None and frames.comes_first else {}
 
     def get_token_embeddings(self) -> torch.Tensor:
         """

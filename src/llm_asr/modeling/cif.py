@@ -7,6 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .batch_numbers import read_together
+from .expert_balance import count_rows
+
 
 @dataclass
 class CifOutput:
@@ -21,6 +24,7 @@ class CifOutput:
         quantities (`torch.Tensor` of shape `(batch_size,)`): Unscaled `sum(alphas) / threshold` of each row, the
             predicted number of embeddings. Carries gradient; float32 or wider.
         alphas (`torch.Tensor` of shape `(batch_size, num_frames)`): Unscaled weights, zero where masked.
+        host_lengths (`list[int]`, *optional*): `lengths` on the host.
     """
 
     embeds: torch.Tensor
@@ -28,6 +32,7 @@ class CifOutput:
     fire_times: torch.Tensor
     quantities: torch.Tensor
     alphas: torch.Tensor
+    host_lengths: list[int] | None = None
 
 
 def integrate_and_fire(
@@ -37,6 +42,7 @@ def integrate_and_fire(
     threshold: float = 1.0,
     target_lengths: torch.Tensor | None = None,
     tail_threshold: float = 0.5,
+    host_targets: list[int] | None = None,
 ) -> CifOutput:
     """
     Integrate frames weighted by `alphas` and fire one embedding for each `threshold` of accumulated weight.
@@ -60,6 +66,8 @@ def integrate_and_fire(
             without any weight fires nothing. Without it, and in rows where it is negative, the weights are used as they are.
         tail_threshold (`float`, *optional*, defaults to 0.5): Without a target length, weight left at the end fires
             one more embedding if it exceeds this fraction of `threshold` (section 3.2, "tail handling").
+        host_targets (`list[int]`, *optional*): `target_lengths` on the host, if none is negative. It spares a wait for the
+            device. Compiled with it, the function is one graph, and a row without any weight fires zeros.
 
     Returns:
         [`CifOutput`]
@@ -76,10 +84,12 @@ def integrate_and_fire(
     if target_lengths is not None:
         targets = target_lengths.to(device=ends.device, dtype=torch.long)
         has_target, has_weight = targets >= 0, quantities.detach() > 0
-        lengths = torch.where(has_target, torch.where(has_weight, targets, 0), lengths)
+        # The shapes of a graph must not depend on the weights.
+        fires_always = torch.compiler.is_compiling() and host_targets is not None
+        lengths = torch.where(has_target, targets if fires_always else torch.where(has_weight, targets, 0), lengths)
         scale = torch.where(has_target, lengths / torch.where(has_weight, quantities, 1.0), 1.0)[:, None]
         weights, ends = weights * scale, ends * scale
-    runs = _find_runs(weights, ends, torch.zeros_like(lengths), lengths, takes_rest=has_target)
+    runs = _find_runs(weights, ends, torch.zeros_like(lengths), lengths, has_target, host_targets)
     embeds = _sum_runs(hidden_states, attention_mask, runs, runs.overlaps * threshold)
     return CifOutput(
         embeds=embeds.to(hidden_states.dtype),
@@ -87,6 +97,7 @@ def integrate_and_fire(
         fire_times=runs.fire_times.to(torch.float32),
         quantities=quantities.to(torch.promote_types(alphas.dtype, torch.float32)),
         alphas=alphas if attention_mask is None else alphas.masked_fill(attention_mask == 0, 0.0),
+        host_lengths=runs.host_lengths,
     )
 
 
@@ -180,7 +191,8 @@ class _Runs:
     Which frames make up which token. A token is a run of consecutive frames; a pair is one frame of one run.
 
     `row` and `fire_times` are packed over tokens, `pair_*` and `overlaps` over pairs, and `starts` holds the first pair
-    of each token. `pair_token` is the token of a pair, and `pair_fire` the frame in which that token fires.
+    of each token. `pair_token` is the token of a pair, and `pair_fire` the frame in which that token fires. `host_lengths`
+    are the tokens of each row.
     """
 
     row: torch.Tensor
@@ -191,6 +203,7 @@ class _Runs:
     pair_frame: torch.Tensor
     pair_fire: torch.Tensor
     overlaps: torch.Tensor
+    host_lengths: list[int]
 
 
 def _check_arguments(hidden_states, alphas, attention_mask, threshold, target_lengths) -> None:
@@ -231,35 +244,49 @@ def _find_runs(
     first_token: torch.Tensor,
     lengths: torch.Tensor,
     takes_rest: torch.Tensor,
+    host_targets: list[int] | None = None,
 ) -> _Runs:
     """
     Overlaps of frames `[ends - weights, ends]` with tokens `[k, k + 1]`, for `lengths` tokens a row from `first_token`.
 
-    In the rows of `takes_rest`, the last token takes all the weight that is left.
+    In the rows of `takes_rest`, the last token takes all the weight that is left. No row has more tokens than `host_targets`.
     """
     batch_size, num_frames = weights.shape
     device = weights.device
-    row = torch.repeat_interleave(torch.arange(batch_size, device=device), lengths)
-    index = torch.arange(row.numel(), device=device) - (lengths.cumsum(0) - lengths)[row]
+    known = read_together(lengths=lengths)["lengths"] if host_targets is None else host_targets
+    max_tokens = max(known, default=0)
 
     # A token begins in the first frame that ends beyond its lower bound and fires in the first that reaches its upper.
     # A bound beyond the sum, such as a tail's bound, belongs to the last frame with a nonzero weight, never to padding.
-    max_tokens = int(lengths.max()) if batch_size else 0
     detached_ends = ends.detach()
     bounds = first_token[:, None] + torch.arange(max_tokens + 1, device=device)
     bounds = bounds.to(ends.dtype)
     if num_frames:
         bounds = torch.minimum(bounds, detached_ends[:, -1:])
-    begin = torch.searchsorted(detached_ends, bounds, right=True)[row, index]
-    fire = torch.searchsorted(detached_ends, bounds)[row, index + 1]
+    fires = torch.searchsorted(detached_ends, bounds)[:, 1:]
     # Rounding in the last ulp may put a token's begin behind its own fire; it then lies in one frame.
-    begin = torch.minimum(begin, fire)
+    begins = torch.minimum(torch.searchsorted(detached_ends, bounds, right=True)[:, :-1], fires)
+    if torch.compiler.is_compiling() and host_targets is not None:
+        # Tokens share frames with their neighbours alone, so there are not more pairs.
+        host_lengths, num_pairs = known, sum(known) + batch_size * num_frames if sum(known) else 0
+    else:
+        is_token = torch.arange(max_tokens, device=device) < lengths[:, None]
+        read = read_together(lengths=lengths, num_pairs=(fires - begins + 1).masked_fill(~is_token, 0).sum())
+        host_lengths, num_pairs = read["lengths"], read["num_pairs"][0]
 
+    num_tokens = sum(host_lengths)
+    row = torch.repeat_interleave(torch.arange(batch_size, device=device), lengths, output_size=num_tokens)
+    index = torch.arange(num_tokens, device=device) - (lengths.cumsum(0) - lengths)[row]
+    begin, fire = begins[row, index], fires[row, index]
     run_lengths = fire - begin + 1
     starts = run_lengths.cumsum(0) - run_lengths
-    pair_token = torch.repeat_interleave(torch.arange(row.numel(), device=device), run_lengths)
+    # If there are fewer pairs than places, the last token fills the rest with its last frame, without weight.
+    num_filled = (num_pairs - run_lengths.sum()) * (torch.arange(num_tokens, device=device) == num_tokens - 1)
+    repeats = run_lengths + num_filled
+    pair_token = torch.repeat_interleave(torch.arange(num_tokens, device=device), repeats, output_size=num_pairs)
     pair_row = row[pair_token]
-    pair_frame = begin[pair_token] + torch.arange(pair_token.numel(), device=device) - starts[pair_token]
+    pair_place = torch.arange(num_pairs, device=device) - starts[pair_token]
+    pair_frame = torch.minimum(begin[pair_token] + pair_place, fire[pair_token])
 
     lower = (first_token[row] + index).to(ends.dtype)
     upper = lower + 1
@@ -272,7 +299,9 @@ def _find_runs(
         fire_ends, fire_weights = ends[row, fire], weights[row, fire]
         into_frame = (lower + 1 - fire_ends + fire_weights) / fire_weights.clamp(min=torch.finfo(ends.dtype).tiny)
         fire_times = fire + into_frame.clamp(0, 1)
-    return _Runs(row, fire_times, starts, pair_row, pair_token, pair_frame, fire[pair_token], overlaps.clamp(min=0))
+    overlaps = overlaps.clamp(min=0).masked_fill(pair_place >= run_lengths[pair_token], 0.0)
+    pairs = (pair_row, pair_token, pair_frame, fire[pair_token], overlaps)
+    return _Runs(row, fire_times, starts, *pairs, host_lengths)
 
 
 def _sum_runs(
@@ -298,7 +327,7 @@ def _sum_runs(
     if not (torch.is_grad_enabled() and frames.requires_grad):
         return embeds
     # Pairs in the order of tokens are in the order of frames too.
-    pairs_per_frame = torch.bincount(runs.pair_row * num_frames + runs.pair_frame, minlength=batch_size * num_frames)
+    pairs_per_frame = count_rows(runs.pair_row * num_frames + runs.pair_frame, batch_size * num_frames)
     frame_starts = pairs_per_frame.cumsum(0) - pairs_per_frame
     return _FrameGradient.apply(embeds, frames, pair_weights.detach(), runs.pair_token, frame_starts)
 
@@ -400,18 +429,25 @@ class ContinuousIntegrateAndFire(nn.Module):
         self.alpha_proj = AlphaProjection(hidden_size, (initial_alpha + noise_threshold) / smooth_factor)
 
     def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor, target_lengths: torch.Tensor | None = None
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor,
+        target_lengths: torch.Tensor | None = None,
+        host_targets: list[int] | None = None,
     ) -> CifOutput:
         """
         Args:
             hidden_states (`torch.Tensor` of shape `(batch_size, num_frames, hidden_size)`): Frames.
             attention_mask (`torch.BoolTensor` of shape `(batch_size, num_frames)`): True for real frames.
             target_lengths (`torch.LongTensor` of shape `(batch_size,)`, *optional*): Numbers of embeddings to fire.
+            host_targets (`list[int]`, *optional*): See [`integrate_and_fire`].
         """
         attention_mask = attention_mask.to(hidden_states.device)
         visible = hidden_states.masked_fill(~attention_mask[:, :, None], 0.0)
         alphas = self.weigh(self.conv(visible.transpose(1, 2)).transpose(1, 2)).to(visible.device)
-        return integrate_and_fire(visible, alphas, attention_mask, self.threshold, target_lengths, self.tail_threshold)
+        return integrate_and_fire(
+            visible, alphas, attention_mask, self.threshold, target_lengths, self.tail_threshold, host_targets
+        )
 
     def weigh(self, context: torch.Tensor) -> torch.Tensor:
         """Weights of frames, float32 or wider, from the output of the convolution, whose last dimension is that of channels."""

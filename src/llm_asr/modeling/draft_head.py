@@ -34,7 +34,7 @@ class DraftHead(nn.Module):
         """
         ends = audio_lengths.to(audio_embeds.device).cumsum(0)
         is_start = torch.zeros(len(audio_embeds) + 1, dtype=torch.bool, device=audio_embeds.device)
-        is_start[ends] = True
+        is_start = is_start.index_fill(0, ends, True)
         none = audio_embeds.new_zeros(1, audio_embeds.shape[1])
         before = torch.cat([none, audio_embeds[:-1]]).masked_fill(is_start[:-1, None], 0.0)
         behind = torch.cat([audio_embeds[1:], none]).masked_fill(is_start[1:, None], 0.0)

@@ -9,6 +9,7 @@ import torch
 from transformers.generation import GenerationConfig, GenerationMixin, StoppingCriteria, StoppingCriteriaList
 from transformers.utils import ModelOutput
 
+from .batch_numbers import BatchNumbers
 from .decoding_guards import AudioLengthCriteria, Confidence, Fallback, compression_ratio, length_limits
 from .draft_decoding import (
     ON_REQUEST,
@@ -79,6 +80,7 @@ class LlmAsrGenerationMixin(GenerationMixin, HeadedModelInterface):
         labels: torch.Tensor | None = None,
         target_lengths: torch.Tensor | None = None,
         is_translation: torch.Tensor | None = None,
+        numbers: BatchNumbers | None = None,
         compression_ratio_threshold: float | None = None,
         logprob_threshold: float | None = None,
         no_speech_threshold: float | None = None,
@@ -113,8 +115,8 @@ class LlmAsrGenerationMixin(GenerationMixin, HeadedModelInterface):
                 Embedded prompts; see [`LlmAsrModel.merge_audio_and_text`].
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 Targets to cut off from `input_ids`, so that a training batch can be passed as it is.
-            target_lengths (`torch.Tensor`, *optional*):
-                Ignored: how many tokens there are is for the model to find out.
+            target_lengths, numbers (`torch.Tensor`, [`BatchNumbers`], *optional*):
+                Ignored, so that a training batch can be passed: how many tokens there are is for the model to find out.
             is_translation (`torch.BoolTensor` of shape `(batch_size,)`, *optional*):
                 Rows that have no use for the drafts of the draft head, which are of transcripts. The prompt says what the task
                 is.

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from functools import reduce
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
+from .batch_numbers import BatchNumbers, is_any_of, read_together
 from .cif import quantity_loss
 from .configuration_llm_asr import LOSS_PARTS
 from .configuration_projector import LlmAsrProjectorConfig
@@ -57,8 +58,9 @@ def resolve_target_lengths(
     labels: torch.Tensor,
     target_lengths: torch.Tensor | None,
     num_recordings: int,
-    eos_token_ids: torch.Tensor,
+    eos_token_ids: list[int],
     is_translation: torch.Tensor | None = None,
+    numbers: BatchNumbers | None = None,
 ) -> torch.Tensor:
     """
     Return `target_lengths` as given, or count them in `labels`. They are -1 for translations, whose transcripts are unknown.
@@ -67,14 +69,17 @@ def resolve_target_lengths(
         labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`): Targets, -100 elsewhere.
         target_lengths (`torch.LongTensor` of shape `(num_recordings,)`, *optional*): Tokens of each transcript.
         num_recordings (`int`): Recordings in the batch.
-        eos_token_ids (`torch.LongTensor`): Tokens that end a transcript, which CIF does not fire.
+        eos_token_ids (`list[int]`): Tokens that end a transcript, which CIF does not fire.
         is_translation (`torch.BoolTensor` of shape `(batch_size,)`, *optional*): Rows whose labels are not a transcript.
+        numbers ([`BatchNumbers`], *optional*): Of the batch, whose `target_lengths` are filled in. Read from the device if
+            absent.
 
     Raises:
         `ValueError`: If a row has no target, or rows hold several recordings and `target_lengths` is absent.
     """
     is_target = labels != -100
-    empty = (~is_target.any(-1)).nonzero().flatten().tolist()
+    targets = read_together(targets=is_target.sum(-1))["targets"] if numbers is None else numbers.targets or []
+    empty = [row for row, num_targets in enumerate(targets) if not num_targets]
     if empty:
         raise ValueError(
             f"`labels` has no target in row(s) {empty}; give each row a transcript (an empty one still ends with the "
@@ -87,7 +92,12 @@ def resolve_target_lengths(
             f"`target_lengths` must be passed when rows hold several recordings ({num_recordings} recordings in "
             f"{labels.shape[0]} rows)."
         )
-    lengths = (is_target & ~torch.isin(labels, eos_token_ids)).sum(-1)
+    lengths = (is_target & ~is_any_of(labels, eos_token_ids)).sum(-1)
+    if numbers is not None and numbers.text_targets is not None:
+        translations = numbers.translations or [False] * len(numbers.text_targets)
+        numbers.target_lengths = [
+            -1 if other else length for length, other in zip(numbers.text_targets, translations, strict=True)
+        ]
     return lengths if is_translation is None else lengths.masked_fill(is_translation.to(lengths.device), -1)
 
 
@@ -106,9 +116,12 @@ def weighted_sum(losses: dict[str, torch.Tensor], projector_config: LlmAsrProjec
 class LlmAsrLossMixin(HeadedModelInterface):
     """Adds the losses of the projector and of drafts to [`LlmAsrForConditionalGeneration`]."""
 
-    def _eos_token_ids(self, device: torch.device) -> torch.Tensor:
+    def _eos_ids(self) -> list[int]:
         token_ids = self.generation_config.eos_token_id
-        return torch.tensor([] if token_ids is None else token_ids, dtype=torch.long, device=device).flatten()
+        return [] if token_ids is None else [token_ids] if isinstance(token_ids, int) else list(token_ids)
+
+    def _eos_token_ids(self, device: torch.device) -> torch.Tensor:
+        return torch.tensor(self._eos_ids(), dtype=torch.long, device=device)
 
     def _projector_losses(
         self,
@@ -117,6 +130,7 @@ class LlmAsrLossMixin(HeadedModelInterface):
         target_lengths: torch.Tensor | None,
         num_items_in_batch: torch.Tensor | int | None,
         is_translation: torch.Tensor | None,
+        numbers: BatchNumbers | None,
     ) -> dict[str, torch.Tensor]:
         """
         Compute the parts of the loss other than `lm_loss`, normalised like it. With a CTC loss, `ctc_skipped` is among them.
@@ -139,17 +153,11 @@ class LlmAsrLossMixin(HeadedModelInterface):
         if is_translation is not None:
             known_lengths = target_lengths.masked_fill(is_translation.to(target_lengths.device), -1)
         if self.draft_head is not None:
-            drafts = self.draft(audio.pooler_output, audio.audio_lengths)
-            if (known_lengths < 0).any():
-                is_drafted = (known_lengths > 0).to(audio.audio_lengths.device)
-                drafts = drafts[is_drafted.repeat_interleave(audio.audio_lengths).to(drafts.device)]
-            tokens = transcript_tokens(labels, self._eos_token_ids(labels.device), known_lengths)
-            draft_loss = nn.functional.cross_entropy(drafts.float(), tokens.to(drafts.device), reduction="sum")
-            losses["draft_loss"] = draft_loss.to(num_labels.device) / num_items
+            losses["draft_loss"] = self._draft_loss(audio, labels, known_lengths, numbers) / num_items
         if audio.ctc_scores is not None and audio.ctc_labels is not None:
             logits = audio.ctc_scores.logits(self.model.get_token_embeddings())
             num_frames = (audio.ctc_labels != -100).sum(-1)
-            tokens = transcript_tokens(labels, self._eos_token_ids(labels.device), known_lengths)
+            tokens = transcript_tokens(labels, self._eos_ids(), known_lengths, numbers)
             loss, losses["ctc_skipped"] = ctc_loss(logits, num_frames, tokens, known_lengths)
             losses["ctc_loss"] = loss.to(num_labels.device) / num_items
         if audio.router_logits is not None and audio.selected_experts is not None:
@@ -160,6 +168,30 @@ class LlmAsrLossMixin(HeadedModelInterface):
                 num_items_in_batch,
             )
         return losses
+
+    def _draft_loss(
+        self,
+        audio: LlmAsrAudioOutput,
+        labels: torch.Tensor,
+        known_lengths: torch.Tensor,
+        numbers: BatchNumbers | None,
+    ) -> torch.Tensor:
+        """The sum of the cross-entropies of drafted tokens, on the device of the labels."""
+        tokens = transcript_tokens(labels, self._eos_ids(), known_lengths, numbers)
+        drafted_lengths = known_lengths.clamp(min=0)
+        embeds, lengths = cast("torch.Tensor", audio.pooler_output), cast("torch.Tensor", audio.audio_lengths)
+        drafts = self.draft(embeds, lengths)
+        tokens = tokens.to(drafts.device)
+        # Recordings without a draft have embeddings all the same. A token without an embedding goes to the place behind all.
+        lengths, drafted_lengths = lengths.to(drafts.device), drafted_lengths.to(drafts.device)
+        rows = torch.arange(len(lengths), device=drafts.device)
+        row = rows.repeat_interleave(drafted_lengths, output_size=len(tokens))
+        index = torch.arange(len(tokens), device=drafts.device) - (drafted_lengths.cumsum(0) - drafted_lengths)[row]
+        place = (lengths.cumsum(0) - lengths)[row] + index
+        place = place.masked_fill(index >= lengths[row], len(drafts))
+        drafted_tokens = tokens.new_full((len(drafts) + 1,), -100).index_copy(0, place, tokens)[:-1]
+        loss = nn.functional.cross_entropy(drafts.float(), drafted_tokens, reduction="sum")
+        return loss.to(labels.device)
 
     def draft(self, audio_embeds: torch.Tensor, audio_lengths: torch.Tensor) -> torch.Tensor:
         """
@@ -186,6 +218,7 @@ class LlmAsrLossMixin(HeadedModelInterface):
         target_lengths: torch.Tensor | None,
         num_items_in_batch: torch.Tensor | int | None,
         is_translation: torch.Tensor | None,
+        numbers: BatchNumbers | None,
         **audio_inputs,
     ) -> LlmAsrCausalLMOutputWithPast:
         """See `draft_only` of [`LlmAsrForConditionalGeneration.forward`]."""
@@ -194,9 +227,9 @@ class LlmAsrLossMixin(HeadedModelInterface):
                 "`draft_only` needs a model with `draft_head=True` in its projector configuration, `labels` and audio; pass "
                 "them, or leave it out."
             )
-        audio = self.get_audio_features(target_lengths=target_lengths, return_dict=True, **audio_inputs)
+        audio, _ = self.model.encode_and_project(target_lengths=target_lengths, numbers=numbers, **audio_inputs)
         losses: dict[str, Any] = self._projector_losses(
-            audio, labels, target_lengths, num_items_in_batch, is_translation
+            audio, labels, target_lengths, num_items_in_batch, is_translation, numbers
         )
         return LlmAsrCausalLMOutputWithPast(
             loss=weighted_sum(losses, self.config.projector_config),

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .batch_numbers import BatchNumbers, find_true, read_batch_numbers, read_together
+
 
 @dataclass
 class AudioRuns:
@@ -27,20 +29,21 @@ class AudioRuns:
         return AudioRuns(self.mask.to(device), self.rows.to(device), lengths)
 
 
-def find_audio_runs(mask: torch.Tensor, num_recordings: int) -> AudioRuns:
+def find_audio_runs(mask: torch.Tensor, num_recordings: int, numbers: BatchNumbers | None = None) -> AudioRuns:
     """
     Match the audio tokens of a batch to its recordings.
 
     Args:
         mask (`torch.BoolTensor` of shape `(batch_size, sequence_length)`): True at audio tokens.
         num_recordings (`int`): Recordings in the batch.
+        numbers ([`BatchNumbers`], *optional*): Of the batch; read from the device if absent.
 
     Raises:
         `ValueError`: If there is neither one audio token nor one run of audio tokens for each recording.
     """
-    num_tokens = int(mask.sum())
+    num_tokens = int(mask.sum()) if numbers is None else sum(numbers.audio_tokens)
     if num_tokens == num_recordings:
-        return AudioRuns(mask=mask, rows=mask.nonzero()[:, 0], lengths=None)
+        return AudioRuns(mask=mask, rows=find_true(mask, num_tokens) // mask.shape[1], lengths=None)
     starts = mask & ~torch.nn.functional.pad(mask, (1, 0))[:, :-1]
     run = starts.flatten().cumsum(0)[mask.flatten()] - 1
     num_runs = int(run[-1]) + 1 if num_tokens else 0
@@ -95,6 +98,8 @@ def merge_audio(
     audio_embeds: torch.Tensor,
     audio_lengths: torch.Tensor,
     padding_side: str,
+    audio_counts: list[int] | None = None,
+    numbers: BatchNumbers | None = None,
 ) -> MergedInputs:
     """
     Put packed audio embeddings in the place of audio tokens.
@@ -110,6 +115,8 @@ def merge_audio(
         audio_embeds (`torch.Tensor` of shape `(sum(audio_lengths), hidden_size)`): Packed embeddings.
         audio_lengths (`torch.LongTensor` of shape `(num_recordings,)`): Embeddings of each recording.
         padding_side (`str`): `"left"` or `"right"`, for rows that are padded anew.
+        audio_counts (`list[int]`, *optional*): `audio_lengths` on the host.
+        numbers ([`BatchNumbers`], *optional*): Of the batch. What is absent is read from the device.
 
     Raises:
         `ValueError`: If a run that was expanded beforehand is not as long as its recording.
@@ -138,8 +145,17 @@ def merge_audio(
     # How often each token appears in the merged row: padding never, text once, an audio token once for each embedding.
     repeats = is_real.long().masked_scatter(audio_runs.mask, audio_lengths)
     row_lengths = repeats.sum(-1)
-    merged_length = int(row_lengths.max())
-    token = torch.repeat_interleave(repeats.flatten())
+    if audio_counts is None:
+        audio_counts = read_together(lengths=audio_lengths)["lengths"]
+    if numbers is None:
+        numbers = read_batch_numbers(audio_runs.mask, attention_mask)
+    counts = iter(audio_counts)
+    host_lengths = [
+        text_length + sum(next(counts) for _ in range(num_recordings))
+        for text_length, num_recordings in zip(numbers.text_lengths, numbers.audio_tokens, strict=True)
+    ]
+    merged_length = max(host_lengths)
+    token = torch.repeat_interleave(repeats.flatten(), output_size=sum(host_lengths))
     row = token // sequence_length
     position = torch.arange(token.numel(), device=device) - (row_lengths.cumsum(0) - row_lengths)[row]
     if padding_side == "left":

@@ -1,5 +1,6 @@
 """Speech encoder → projector → causal language model."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SPEECH_SEQ_2_SEQ_MA
 from transformers.utils import can_return_tuple, logging
 
 from .audio_llm_asr import LlmAsrAudioMixin, is_frozen
+from .batch_numbers import BatchNumbers, read_batch_numbers, select
 from .composition_llm_asr import LlmAsrCompositionMixin
 from .configuration_llm_asr import LlmAsrConfig
 from .draft_head import DraftHead
@@ -178,6 +180,7 @@ class LlmAsrModel(LlmAsrAudioMixin, LlmAsrStreamingMixin, LlmAsrPreTrainedModel)
         audio_hidden_states: torch.Tensor | None = None,
         target_lengths: torch.Tensor | None = None,
         padding_side: str = "right",
+        numbers: BatchNumbers | None = None,
         **kwargs,
     ) -> tuple[MergedInputs, LlmAsrAudioOutput]:
         """
@@ -193,6 +196,8 @@ class LlmAsrModel(LlmAsrAudioMixin, LlmAsrStreamingMixin, LlmAsrPreTrainedModel)
                 Non-zero for real tokens; all are real if absent.
             padding_side (`str`, *optional*, defaults to `"right"`):
                 Side on which the merged rows are padded.
+            numbers ([`BatchNumbers`], *optional*):
+                Of the batch; read from the device if absent.
             input_features, audio_hidden_states, target_lengths, kwargs:
                 See [`LlmAsrModel.get_audio_features`].
 
@@ -205,14 +210,19 @@ class LlmAsrModel(LlmAsrAudioMixin, LlmAsrStreamingMixin, LlmAsrPreTrainedModel)
         recordings = input_features if audio_hidden_states is None else audio_hidden_states
         if recordings is None:
             raise ValueError("Pass either `input_features` or `audio_hidden_states`, and not both.")
-        audio_runs = find_audio_runs(is_audio, recordings.shape[0])
+        if numbers is None:
+            masks = [kwargs.get(f"{name}_mask") for name in ("input_features", "audio_hidden_states")]
+            numbers = read_batch_numbers(is_audio, attention_mask, *masks)
+        audio_runs = find_audio_runs(is_audio, recordings.shape[0], numbers)
         if audio_runs.lengths is not None:
             target_lengths = audio_runs.lengths
-        audio_outputs = self.get_audio_features(
+            numbers = replace(numbers, target_lengths=None)
+        audio_outputs: Any
+        audio_outputs, audio_counts = self.encode_and_project(
             input_features=input_features,
             audio_hidden_states=audio_hidden_states,
             target_lengths=target_lengths,
-            return_dict=True,
+            numbers=numbers,
             **kwargs,
         )
         merged_inputs = merge_audio(
@@ -222,6 +232,8 @@ class LlmAsrModel(LlmAsrAudioMixin, LlmAsrStreamingMixin, LlmAsrPreTrainedModel)
             audio_outputs.pooler_output,
             audio_outputs.audio_lengths,
             padding_side,
+            audio_counts,
+            numbers,
         )
         return merged_inputs, audio_outputs
 
@@ -240,6 +252,7 @@ class LlmAsrModel(LlmAsrAudioMixin, LlmAsrStreamingMixin, LlmAsrPreTrainedModel)
         audio_hidden_states_mask: torch.Tensor | None = None,
         target_lengths: torch.Tensor | None = None,
         cache: Cache | None = None,
+        numbers: BatchNumbers | None = None,
         **kwargs: Any,
     ) -> LlmAsrModelOutputWithPast:
         """See [`LlmAsrForConditionalGeneration.forward`]."""
@@ -258,10 +271,17 @@ class LlmAsrModel(LlmAsrAudioMixin, LlmAsrStreamingMixin, LlmAsrPreTrainedModel)
                 audio_hidden_states=audio_hidden_states,
                 audio_hidden_states_mask=audio_hidden_states_mask,
                 target_lengths=target_lengths,
+                numbers=numbers,
             )
             inputs_embeds = merged_inputs.inputs_embeds
             attention_mask = merged_inputs.attention_mask
             position_ids = merged_inputs.position_ids
+            recordings: Any = input_features if audio_hidden_states is None else audio_hidden_states
+            grows = numbers is not None and sum(numbers.audio_tokens) == len(recordings)
+            if grows and numbers is not None and not numbers.num_hidden and not use_cache:
+                # Padding is on the right, so no real token attends to it. With a mask, Transformers would wait for the device
+                # to see whether there is any padding.
+                attention_mask = position_ids = None
         elif inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
 
@@ -353,6 +373,7 @@ class LlmAsrForConditionalGeneration(
         draft_only: bool = False,
         is_translation: torch.Tensor | None = None,
         cache: Cache | None = None,
+        numbers: BatchNumbers | None = None,
         **kwargs: Any,
     ) -> LlmAsrCausalLMOutputWithPast:
         r"""
@@ -393,6 +414,9 @@ class LlmAsrForConditionalGeneration(
                 Rows whose labels are a translation. They have no draft loss.
             cache (`Cache`, *optional*):
                 `past_key_values`, by their name from Transformers 5.24 on.
+            numbers ([`BatchNumbers`], *optional*):
+                Whole numbers of a batch with labels and audio, as [`LlmAsrDataCollator`] counts them. They are not checked. If
+                absent, they are read from the device, which the host waits for.
 
         Returns:
             [`LlmAsrCausalLMOutputWithPast`]
@@ -407,9 +431,25 @@ class LlmAsrForConditionalGeneration(
                 "`target_lengths` came without `labels`, so that most of the loss would be missing. A plain `Trainer` takes "
                 "labels out for `label_smoothing_factor` and `compute_loss_func`; train with `LlmAsrTrainer`."
             )
-        if labels is not None and recordings is not None:
+        if labels is None or recordings is None:
+            numbers = None
+        else:
+            if numbers is None:
+                has_prompt = input_ids is not None or inputs_embeds is not None
+                numbers = read_batch_numbers(
+                    self.model.get_placeholder_mask(input_ids, inputs_embeds)
+                    if has_prompt
+                    else torch.zeros_like(labels, dtype=torch.bool),
+                    attention_mask,
+                    input_features_mask,
+                    audio_hidden_states_mask,
+                    labels,
+                    self._eos_ids(),
+                    target_lengths,
+                    is_translation,
+                )
             target_lengths = resolve_target_lengths(
-                labels, target_lengths, len(recordings), self._eos_token_ids(labels.device), is_translation
+                labels, target_lengths, len(recordings), self._eos_ids(), is_translation, numbers
             )
         if draft_only:
             return self._forward_draft_only(
@@ -417,6 +457,7 @@ class LlmAsrForConditionalGeneration(
                 target_lengths,
                 num_items_in_batch,
                 is_translation,
+                numbers,
                 input_features=input_features,
                 input_features_mask=input_features_mask,
                 audio_hidden_states=audio_hidden_states,
@@ -439,6 +480,7 @@ class LlmAsrForConditionalGeneration(
             audio_hidden_states=audio_hidden_states,
             audio_hidden_states_mask=audio_hidden_states_mask,
             target_lengths=target_lengths,
+            numbers=numbers,
             return_dict=True,
             **kwargs,
         )
@@ -456,13 +498,17 @@ class LlmAsrForConditionalGeneration(
             shift_labels = nn.functional.pad(targets[:, 1:], (0, 1), value=-100).to(hidden_states.device)
             if logits is None:
                 is_target = shift_labels != -100
-                scored, shift_labels = self.get_logits(hidden_states[is_target]), shift_labels[is_target]
+                num_scored = int(is_target.sum()) if numbers is None else numbers.num_scored
+                scored = self.get_logits(select(hidden_states, is_target, num_scored))
+                shift_labels = select(shift_labels, is_target, num_scored)
             else:
                 scored = logits
             losses["lm_loss"] = language_modeling_loss(
                 self.loss_function, scored, shift_labels.to(scored.device), lm_loss_smoothing, num_items_in_batch
             )
-            losses.update(self._projector_losses(audio, labels, target_lengths, num_items_in_batch, is_translation))
+            losses.update(
+                self._projector_losses(audio, labels, target_lengths, num_items_in_batch, is_translation, numbers)
+            )
             losses["loss"] = weighted_sum(losses, self.config.projector_config)
 
         return LlmAsrCausalLMOutputWithPast(

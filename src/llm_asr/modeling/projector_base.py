@@ -22,6 +22,7 @@ class ReducedFrames:
         lengths (`torch.LongTensor` of shape `(num_recordings,)`): Embeddings of each recording.
         alphas, quantities, fire_times, ctc_labels (`torch.Tensor`, *optional*): See [`ProjectorOutput`].
         ctc_scores ([`CtcScores`], *optional*): See [`ProjectorOutput`].
+        host_lengths (`list[int]`, *optional*): `lengths`, if they were read from the device already.
     """
 
     frames: torch.Tensor
@@ -31,6 +32,7 @@ class ReducedFrames:
     fire_times: torch.Tensor | None = None
     ctc_scores: CtcScores | None = None
     ctc_labels: torch.Tensor | None = None
+    host_lengths: list[int] | None = None
 
 
 @dataclass
@@ -48,6 +50,7 @@ class ProjectorOutput:
         fire_times (`torch.Tensor` of shape `(sum(lengths),)`, *optional*): CIF fire times, in seconds.
         ctc_scores ([`CtcScores`], *optional*): With a CTC head, of its packed frames.
         ctc_labels (`torch.LongTensor` of shape `(num_recordings, num_frames)`, *optional*): Its labels, -100 in padding.
+        host_lengths (`list[int]`, *optional*): `lengths` on the host.
     """
 
     embeds: torch.Tensor
@@ -59,6 +62,7 @@ class ProjectorOutput:
     fire_times: torch.Tensor | None = None
     ctc_scores: CtcScores | None = None
     ctc_labels: torch.Tensor | None = None
+    host_lengths: list[int] | None = None
 
 
 class ProjectorStream(Protocol):
@@ -83,6 +87,8 @@ class LlmAsrProjector(nn.Module):
     A projector is called with the arguments of `reduce_frames` and returns a [`ProjectorOutput`].
     """
 
+    # Whether `reduce_frames` takes `frame_lengths`, the real frames of each recording on the host, a `list[int]` or `None`.
+    counts_frames_on_host = False
     # Frames pass through one of the two.
     moe: MixtureOfExperts
     mlp: nn.Sequential
@@ -152,8 +158,9 @@ class LlmAsrProjector(nn.Module):
         attention_mask: torch.Tensor,
         target_lengths: torch.Tensor | None = None,
         token_embeddings: torch.Tensor | None = None,
+        **kwargs,
     ) -> ProjectorOutput:
-        reduced = self.reduce_frames(hidden_states, attention_mask, target_lengths, token_embeddings)
+        reduced = self.reduce_frames(hidden_states, attention_mask, target_lengths, token_embeddings, **kwargs)
         embeds, routing = self.project(reduced.frames, reduced.lengths)
         routed: dict[str, Any] = {}
         if routing is not None:
@@ -166,6 +173,7 @@ class LlmAsrProjector(nn.Module):
             fire_times=reduced.fire_times,
             ctc_scores=reduced.ctc_scores,
             ctc_labels=reduced.ctc_labels,
+            host_lengths=reduced.host_lengths,
             **routed,
         )
 

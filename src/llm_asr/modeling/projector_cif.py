@@ -38,15 +38,22 @@ class CifProjector(LlmAsrProjector):
         self.add_text_layers(config)
 
     def reduce_frames(
-        self, hidden_states, attention_mask, target_lengths=None, token_embeddings=None
+        self,
+        hidden_states,
+        attention_mask,
+        target_lengths=None,
+        token_embeddings=None,
+        host_targets: list[int] | None = None,
     ) -> ReducedFrames:
-        fired = self.cif(*self.downsampler(hidden_states, attention_mask), target_lengths)
+        """`host_targets`: see [`integrate_and_fire`]."""
+        fired = self.cif(*self.downsampler(hidden_states, attention_mask), target_lengths, host_targets)
         return ReducedFrames(
             frames=fired.embeds,
             lengths=fired.lengths,
             alphas=fired.alphas,
             quantities=fired.quantities,
             fire_times=fired.fire_times * self.frame_period,
+            host_lengths=fired.host_lengths,
         )
 
     def count_reduction_flops(self, frame_rate: float) -> float:

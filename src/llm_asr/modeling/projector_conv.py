@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
+from .batch_numbers import read_together, select
 from .configuration_llm_asr import LlmAsrConfig
 from .projector_base import LlmAsrProjector, ReducedFrames
 from .streaming_convolution import StreamingConvolution
@@ -53,16 +54,31 @@ class ConvDownsampler(nn.Module):
 class ConvProjector(LlmAsrProjector):
     """Strided convolutions → two linear layers, the paper's baseline, or a mixture of experts."""
 
+    counts_frames_on_host = True
+
     def __init__(self, config: LlmAsrConfig):
         super().__init__(config)
         self.downsampler = ConvDownsampler(config)
         self.add_text_layers(config)
 
     def reduce_frames(
-        self, hidden_states, attention_mask, target_lengths=None, token_embeddings=None
+        self,
+        hidden_states,
+        attention_mask,
+        target_lengths=None,
+        token_embeddings=None,
+        frame_lengths: list[int] | None = None,
     ) -> ReducedFrames:
         hidden_states, attention_mask = self.downsampler(hidden_states, attention_mask)
-        return ReducedFrames(hidden_states[attention_mask], attention_mask.sum(-1))
+        lengths = attention_mask.sum(-1)
+        host_lengths = frame_lengths
+        if host_lengths is None:
+            host_lengths = read_together(lengths=lengths)["lengths"]
+        else:
+            for stride in self.downsampler.strides:
+                host_lengths = [-(-length // stride) for length in host_lengths]
+        frames = select(hidden_states, attention_mask, sum(host_lengths))
+        return ReducedFrames(frames, lengths, host_lengths=host_lengths)
 
     def count_reduction_flops(self, frame_rate: float) -> float:
         return self.downsampler.count_flops(frame_rate)

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
+from .batch_numbers import find_true, read_together
 from .configuration_llm_asr import LlmAsrConfig
 from .projector_base import ReducedFrames
 from .projector_blocks import BlockProjector
@@ -65,16 +66,19 @@ class QFormerProjector(BlockProjector):
         is_real = _cut(F.pad(attention_mask, (0, missing)), size)
         # Real frames come first, so the first frame of a window tells if it has any.
         is_window = is_real[:, :, 0]
-        windows, is_real = windows[is_window], is_real[is_window]
+        lengths = num_queries * is_window.sum(-1)
+        host_lengths = read_together(lengths=lengths)["lengths"]
+        kept = find_true(is_window, sum(host_lengths) // num_queries)
+        windows, is_real = windows.flatten(0, 1)[kept], is_real.flatten(0, 1)[kept]
         if not len(windows):
-            return ReducedFrames(self.query.new_zeros(0, self.query.shape[2]), num_queries * is_window.sum(-1))
+            return ReducedFrames(self.query.new_zeros(0, self.query.shape[2]), lengths, host_lengths=host_lengths)
         embeds = self.qformer(
             query_embeds=self.query.expand(len(windows), -1, -1),
             encoder_hidden_states=windows,
             encoder_attention_mask=is_real if self.is_remainder_masked else None,
             return_dict=True,
         ).last_hidden_state
-        return ReducedFrames(embeds.flatten(0, 1), num_queries * is_window.sum(-1))
+        return ReducedFrames(embeds.flatten(0, 1), lengths, host_lengths=host_lengths)
 
     def count_reduction_flops(self, frame_rate: float) -> float:
         config, window_size = self.qformer.config, self.block_size

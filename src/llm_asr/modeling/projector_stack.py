@@ -2,6 +2,7 @@
 
 import torch.nn.functional as F
 
+from .batch_numbers import read_together, select
 from .configuration_llm_asr import LlmAsrConfig
 from .projector_base import ReducedFrames
 from .projector_blocks import BlockProjector
@@ -16,6 +17,8 @@ class StackProjector(BlockProjector):
     `stack_remainder` of [`LlmAsrProjectorConfig`].
     """
 
+    counts_frames_on_host = True
+
     def __init__(self, config: LlmAsrConfig):
         super().__init__(config)
         self.block_size = config.projector_config.stack_size
@@ -23,7 +26,12 @@ class StackProjector(BlockProjector):
         self.add_text_layers(config)
 
     def reduce_frames(
-        self, hidden_states, attention_mask, target_lengths=None, token_embeddings=None
+        self,
+        hidden_states,
+        attention_mask,
+        target_lengths=None,
+        token_embeddings=None,
+        frame_lengths: list[int] | None = None,
     ) -> ReducedFrames:
         size = self.block_size
         hidden_states = hidden_states.to(next(self.parameters()).dtype)
@@ -34,7 +42,12 @@ class StackProjector(BlockProjector):
         # Real frames come first, so the first frame of a stack tells if it has any, and the last if it is full.
         member = size - 1 if self.is_remainder_dropped else 0
         is_stack = F.pad(attention_mask, (0, missing))[:, member::size]
-        return ReducedFrames(stacks[is_stack], is_stack.sum(-1))
+        lengths = is_stack.sum(-1)
+        if frame_lengths is None:
+            host_lengths = read_together(lengths=lengths)["lengths"]
+        else:
+            host_lengths = [(length + size - 1 - member) // size for length in frame_lengths]
+        return ReducedFrames(select(stacks, is_stack, sum(host_lengths)), lengths, host_lengths=host_lengths)
 
     def count_reduction_flops(self, frame_rate: float) -> float:
         return 0.0

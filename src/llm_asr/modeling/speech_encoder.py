@@ -36,6 +36,7 @@ class SpeechEncoder:
         paddings (`tuple[str]`): Values of `encoder_padding` of [`LlmAsrConfig`] that the family supports.
         attentions (`tuple[str]`): Values of `encoder_attention` of [`LlmAsrConfig`] that the family supports. With `"chunked"`,
             `run` takes an argument `chunks`, and the family has `open_stream` and `encode_stream`.
+        reads_frame_numbers (`bool`): Whether `run` takes an argument `frame_numbers`, the [`FrameNumbers`] of the mask.
     """
 
     model_types: tuple[str, ...] = ()
@@ -45,6 +46,7 @@ class SpeechEncoder:
     feature_layout: str = TIME_FIRST
     paddings: tuple[str, ...] = ("longest",)
     attentions: tuple[str, ...] = ("full",)
+    reads_frame_numbers = False
 
     def find_config(self, config: PreTrainedConfig) -> PreTrainedConfig:
         """Return the encoder's configuration from a checkpoint's configuration."""
@@ -143,6 +145,10 @@ class SpeechEncoder:
     def count_min_features(self, audio_config: PreTrainedConfig) -> int:
         """Feature frames, or samples of a waveform, that the encoder needs for its first frame."""
         return 1
+
+    def count_frames(self, num_features: int) -> int | None:
+        """Output frames of that many feature frames, which come first in their row; `None` if the family does not tell."""
+        return None
 
     def count_max_samples(self, audio_config: PreTrainedConfig, feature_extractor) -> int | None:
         """Samples of the longest recording that the encoder accepts; unlimited if `None`."""

@@ -8,6 +8,7 @@ import torch
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
+from .batch_numbers import FrameNumbers
 from .chunked_attention import AttentionChunks
 from .conformer_families import GraniteSpeechFamily, ParakeetFamily, SeamlessFamily, Wav2Vec2BertFamily
 from .speech_encoder import TIME_DIMS, SpeechEncoder, keep_own_blocks
@@ -123,6 +124,7 @@ def run_audio_tower(
     audio_tower: PreTrainedModel,
     input_features: torch.Tensor,
     input_features_mask: torch.Tensor,
+    frame_numbers: FrameNumbers,
     padding: str,
     chunks: AttentionChunks | None = None,
     **kwargs,
@@ -135,6 +137,7 @@ def run_audio_tower(
         input_features (`torch.Tensor`): In the layout of the family.
         input_features_mask (`torch.Tensor` of shape `(num_recordings, num_feature_frames)`): Non-zero for real frames, or
             samples where the features are waveforms.
+        frame_numbers ([`FrameNumbers`]): Of the mask.
         padding (`str`): `encoder_padding` of [`LlmAsrConfig`].
         chunks ([`AttentionChunks`], *optional*): Chunks of attention. Every frame attends to all frames if absent.
 
@@ -147,7 +150,7 @@ def run_audio_tower(
     """
     family = find_speech_encoder(audio_tower.config)
     fewest = family.count_min_features(audio_tower.config)
-    short = (input_features_mask.sum(-1) < fewest).nonzero().flatten().tolist()
+    short = [row for row, length in enumerate(frame_numbers.lengths) if length < fewest]
     if short:
         raise ValueError(
             f"`input_features_mask` leaves recording(s) {short} less than the {fewest} frames or samples of which the speech "
@@ -155,7 +158,20 @@ def run_audio_tower(
         )
     if chunks is not None:
         kwargs["chunks"] = chunks
+    if family.reads_frame_numbers:
+        kwargs["frame_numbers"] = frame_numbers
     return family.run(audio_tower, input_features, input_features_mask, padding, **kwargs)
+
+
+def count_encoded_frames(audio_config: PreTrainedConfig, features: FrameNumbers) -> FrameNumbers | None:
+    """The numbers of the frames that an encoder makes of features, if its family can tell without running it."""
+    family = find_speech_encoder(audio_config)
+    lengths = [family.count_frames(length) for length in features.lengths]
+    extent = family.count_frames(features.extent)
+    known = [length for length in lengths if length is not None]
+    if extent is None or len(known) < len(lengths):
+        return None
+    return FrameNumbers(known, extent, features.comes_first)
 
 
 @contextmanager
@@ -187,6 +203,7 @@ __all__ = [
     "SPEECH_ENCODERS",
     "build_audio_tower",
     "check_audio_config",
+    "count_encoded_frames",
     "describe_speech_encoder",
     "feature_time_dim",
     "find_speech_encoder",

@@ -11,6 +11,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoder, sinusoids
 from transformers.utils.output_capturing import capture_outputs
 
+from .batch_numbers import FrameNumbers, read_frame_numbers
 from .chunked_attention import AttentionChunks, check_attention_implementation, lay_out_chunks
 
 
@@ -64,6 +65,7 @@ class LlmAsrWhisperEncoder(WhisperEncoder):
         attention_mask: torch.Tensor,
         padding: str = "longest",
         chunks: AttentionChunks | None = None,
+        frame_numbers: FrameNumbers | None = None,
         **kwargs,
     ) -> LlmAsrEncoderOutput:
         """
@@ -73,6 +75,7 @@ class LlmAsrWhisperEncoder(WhisperEncoder):
             padding (`str`, *optional*, defaults to `"longest"`): See [`LlmAsrConfig`].
             chunks ([`AttentionChunks`], *optional*): Chunks of attention, only with `padding="longest"`. Every frame attends to
                 all frames if absent.
+            frame_numbers ([`FrameNumbers`], *optional*): Of the mask; read from the device if absent.
 
         Returns:
             [`LlmAsrEncoderOutput`]: With a look-ahead, `hidden_states` and `attentions` of layers have the copies of
@@ -84,7 +87,9 @@ class LlmAsrWhisperEncoder(WhisperEncoder):
         """
         attention_mask = attention_mask.bool()
         # Feature extractors pad to 30 s; what no recording of the batch fills is not worth encoding.
-        num_mel_frames = int(attention_mask.any(0).nonzero().max()) + 1
+        if frame_numbers is None:
+            frame_numbers = read_frame_numbers(attention_mask)
+        num_mel_frames = frame_numbers.extent
         max_mel_frames = 2 * self.max_source_positions
         if num_mel_frames > max_mel_frames:
             raise ValueError(
@@ -96,9 +101,10 @@ class LlmAsrWhisperEncoder(WhisperEncoder):
         if padding == "max_length":
             real = self._frame_mask(attention_mask)
             silent = pad_with_silence(input_features, attention_mask, max_mel_frames)
-            hidden_states = self._encode(silent, attention_mask.new_ones(len(silent), max_mel_frames), **kwargs)
+            everything = attention_mask.new_ones(len(silent), max_mel_frames)
+            hidden_states = self._encode(silent, everything, has_padding=False, **kwargs)
             return LlmAsrEncoderOutput(last_hidden_state=hidden_states[:, : real.shape[1]], attention_mask=real)
-        hidden_states = self._encode(input_features, attention_mask, chunks, **kwargs)
+        hidden_states = self._encode(input_features, attention_mask, frame_numbers.has_padding, chunks, **kwargs)
         mask = self._frame_mask(attention_mask).to(hidden_states.device)
         return LlmAsrEncoderOutput(last_hidden_state=hidden_states, attention_mask=mask)
 
@@ -106,6 +112,7 @@ class LlmAsrWhisperEncoder(WhisperEncoder):
         self,
         input_features: torch.Tensor,
         attention_mask: torch.Tensor,
+        has_padding: bool,
         chunks: AttentionChunks | None = None,
         **kwargs,
     ) -> torch.Tensor:
@@ -123,8 +130,12 @@ class LlmAsrWhisperEncoder(WhisperEncoder):
         hidden_states = nn.functional.dropout(hidden_states, p=self.dropout, training=self.training)
         num_frames = hidden_states.shape[1]
         if chunks is None:
+            # Transformers would read the mask to see whether there is any padding.
             layer_mask = create_bidirectional_mask(
-                config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
+                config=self.config,
+                inputs_embeds=hidden_states,
+                attention_mask=attention_mask if has_padding else None,
+                allow_is_bidirectional_skip=not has_padding,
             )
         else:
             check_attention_implementation(self.config._attn_implementation)

@@ -22,6 +22,7 @@ class WhisperFamily(SpeechEncoder):
     feature_layout = MEL_FIRST
     paddings = ("longest", "max_length")
     attentions: tuple[str, ...] = ("full", "chunked")
+    reads_frame_numbers = True
     # Frames after the convolutions per output frame.
     num_pooled = 1
 
@@ -57,6 +58,9 @@ class WhisperFamily(SpeechEncoder):
 
     def count_samples_per_frame(self, audio_config: PreTrainedConfig, feature_extractor) -> int:
         return 2 * self.num_pooled * feature_extractor.hop_length
+
+    def count_frames(self, num_features: int) -> int | None:
+        return -(-num_features // 2) // self.num_pooled
 
     def count_min_features(self, audio_config: PreTrainedConfig) -> int:
         return 1 if self.num_pooled == 1 else 2 * self.num_pooled - 1

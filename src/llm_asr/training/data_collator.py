@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch.nn.utils.rnn import pad_sequence
 from transformers.feature_extraction_utils import BatchFeature
 
+from ..modeling.batch_numbers import read_batch_numbers
 from ..processing.processing_llm_asr import LlmAsrProcessor
 from .augmentation import Augmentation
 from .keyword_sampling import KeywordSampling
@@ -48,6 +49,9 @@ class LlmAsrDataCollator:
         row_ids (`bool`, *optional*, defaults to `False`):
             Whether to add `row_ids`, a list with the `row` of each row. [`LlmAsrTrainer`] removes it before the forward pass,
             and reports it if a loss is not finite.
+        numbers (`bool`, *optional*, defaults to `False`):
+            Whether to add `numbers`, the [`BatchNumbers`] of the batch, so that the model need not wait for the device to tell
+            them. [`LlmAsrTrainer`] sets it for training batches. Code that changes a batch must leave `numbers` out.
     """
 
     processor: LlmAsrProcessor
@@ -62,6 +66,7 @@ class LlmAsrDataCollator:
     augmentation: Augmentation | None = None
     keyword_sampling: KeywordSampling | None = None
     row_ids: bool = False
+    numbers: bool = False
 
     def __post_init__(self):
         for name in ("language_dropout", "translation_share"):
@@ -98,6 +103,16 @@ class LlmAsrDataCollator:
         batch = self._make_batch(rows)
         if self.row_ids:
             batch["row_ids"] = [row.get("row") for row in rows]
+        if self.numbers:
+            batch["numbers"] = read_batch_numbers(
+                batch["input_ids"] == self.processor.audio_token_id,
+                batch["attention_mask"],
+                batch.get("input_features_mask"),
+                batch.get("audio_hidden_states_mask"),
+                batch["labels"],
+                target_lengths=batch["target_lengths"],
+                is_translation=batch.get("is_translation"),
+            )
         return batch
 
     def _make_batch(self, rows: list[dict]) -> BatchFeature:

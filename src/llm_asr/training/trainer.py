@@ -16,6 +16,7 @@ from ..modeling.configuration_llm_asr import LOSS_PARTS
 from .arguments import LlmAsrTrainingArguments
 from .augmentation import Augmentation
 from .balance_group import set_balance_group
+from .data_collator import LlmAsrDataCollator
 from .duration_batches import DurationBatchSampler, read_durations
 from .full_disk import name_full_disk
 from .interruption import stop_at_nonfinite_loss
@@ -122,8 +123,10 @@ class LlmAsrTrainer(Seq2SeqTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         collator = self.data_collator
-        parts = {"augmentation": self.augmentation, "keyword_sampling": self.keyword_sampling}
-        parts = {name: part for name, part in parts.items() if part is not None}
+        own = {"augmentation": self.augmentation, "keyword_sampling": self.keyword_sampling}
+        parts: dict[str, Any] = {name: part for name, part in own.items() if part is not None}
+        if isinstance(collator, LlmAsrDataCollator):
+            parts["numbers"] = True
         if parts:
             self.data_collator = replace(collator, **parts)
         try:
