@@ -13,16 +13,18 @@ import json
 import multiprocessing
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import LlamaConfig, WhisperConfig
 
 from llm_asr import LlmAsrConfig, LlmAsrForConditionalGeneration
+from llm_asr.modeling.batch_numbers import read_batch_numbers
 from llm_asr.training.duration_batches import DurationBatchSampler
 
 
-GOAL_SPEED, GOAL_MEMORY = 2.5, 0.5
+GOAL_SPEED, GOAL_MEMORY = 3.5, 0.4
 TOKENS_PER_SECOND = 3.5
 SIZES = {
     "whisper-base, smollm2-135m": (
@@ -88,7 +90,7 @@ def make_batches(by_duration: bool, options: argparse.Namespace) -> list[list[fl
     return [[durations[row] for row in batch] for batch in DurationBatchSampler(durations, budget)]
 
 
-def make_inputs(durations: list[float], model: LlmAsrForConditionalGeneration) -> dict[str, torch.Tensor]:
+def make_inputs(durations: list[float], model: LlmAsrForConditionalGeneration) -> dict[str, Any]:
     config, device = model.config, model.device
     frames = torch.tensor([int(100 * duration) for duration in durations])
     mask = (torch.arange(int(frames.max())) < frames[:, None]).long()
@@ -108,7 +110,14 @@ def make_inputs(durations: list[float], model: LlmAsrForConditionalGeneration) -
         "labels": labels,
         "target_lengths": lengths,
     }
-    return {name: tensor.to(device) for name, tensor in inputs.items()}
+    numbers = read_batch_numbers(
+        inputs["input_ids"] == config.audio_token_id,
+        inputs["attention_mask"],
+        inputs["input_features_mask"],
+        labels=inputs["labels"],
+        target_lengths=lengths,
+    )
+    return {**{name: tensor.to(device) for name, tensor in inputs.items()}, "numbers": numbers}
 
 
 def peak_memory(device: str) -> int:

@@ -35,7 +35,7 @@ def find_true(mask: torch.Tensor, count: int) -> torch.Tensor:
     Returns:
         `torch.LongTensor` of shape `(count,)`, in ascending order.
     """
-    return mask.flatten().to(torch.uint8).argsort(descending=True, stable=True)[:count]
+    return mask.flatten().to(torch.uint8).argsort(descending=True, stable=True).narrow(0, 0, count)
 
 
 def select(values: torch.Tensor, mask: torch.Tensor, count: int) -> torch.Tensor:

@@ -254,7 +254,7 @@ def _find_runs(
     batch_size, num_frames = weights.shape
     device = weights.device
     known = read_together(lengths=lengths)["lengths"] if host_targets is None else host_targets
-    max_tokens = max(known, default=0)
+    max_tokens = max([0, *known])
 
     # A token begins in the first frame that ends beyond its lower bound and fires in the first that reaches its upper.
     # A bound beyond the sum, such as a tail's bound, belongs to the last frame with a nonzero weight, never to padding.

@@ -28,8 +28,9 @@ def grouped_matmul(hidden_states: torch.Tensor, weight: torch.Tensor, group_size
 
     # Otherwise pad the groups to the largest and multiply them as a batch.
     num_groups = weight.shape[0]
-    group = torch.repeat_interleave(torch.arange(num_groups, device=weight.device), group_sizes)
-    position = torch.arange(group.numel(), device=weight.device) - (group_sizes.cumsum(0) - group_sizes)[group]
+    num_rows = len(hidden_states)
+    group = torch.arange(num_groups, device=weight.device).repeat_interleave(group_sizes, output_size=num_rows)
+    position = torch.arange(num_rows, device=weight.device) - (group_sizes.cumsum(0) - group_sizes)[group]
     capacity = int(group_sizes.max())
     padded = hidden_states.new_zeros(num_groups, capacity, hidden_states.shape[1])
     padded = padded.index_put((group, position), hidden_states)
