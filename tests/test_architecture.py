@@ -27,6 +27,7 @@ LAYERS = [
     {"commands"},
     {"serving"},
     {"publishing"},
+    {"conversion"},
     {"training"},
     {"evaluation"},
     {"dataset_transcription"},

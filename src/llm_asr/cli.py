@@ -7,6 +7,7 @@ import sys
 from .commands import (
     align,
     card,
+    convert,
     evaluate,
     export,
     inspect,
@@ -36,6 +37,7 @@ COMMANDS = {
     "inspect": inspect,
     "card": card,
     "push": push,
+    "convert": convert,
     "export": export,
     "trim-vocabulary": trim_vocabulary,
 }
