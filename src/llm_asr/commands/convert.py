@@ -22,14 +22,14 @@ def run(args: argparse.Namespace) -> int:
         `UsageError`: If there is no such model, its family cannot be converted, or the output folder is not empty.
     """
     from ..conversion.speech_llm import convert_speech_llm
+    from ..publishing.checkpoint_forms import save_checkpoint
     from ..publishing.export import check_is_new
 
     try:
         check_is_new(args.output)
         with loading(repr(args.source)):
             model, processor = convert_speech_llm(args.source, dtype=args.dtype)
-        model.save_pretrained(args.output)
-        processor.save_pretrained(args.output)
+        save_checkpoint(model, processor, args.output)
     except (OSError, ValueError) as error:
         raise UsageError(error) from error
     print(f"{args.output}: {model.num_parameters() / 1e6:.1f} M parameters")
