@@ -277,7 +277,7 @@ class LlmAsrGenerationMixin(GenerationMixin, HeadedModelInterface):
             max_new_tokens=self._max_new_tokens(is_audio, audio.num_frames, kwargs),
         )
         drafts = None
-        eos_token_ids = self._eos_token_ids(torch.device("cpu")).tolist()
+        eos_token_ids = self._eos_ids()
         if use_draft:
             drafts = split_drafts(
                 self.draft(audio.pooler_output, audio.audio_lengths).argmax(-1),
@@ -316,7 +316,7 @@ class LlmAsrGenerationMixin(GenerationMixin, HeadedModelInterface):
         sequences = join_drafts(
             drafted,
             audio_lengths,
-            int(self._eos_token_ids(drafted.device)[0]),
+            self._eos_ids()[0],
             self._option("pad_token_id", kwargs) or 0,
             self._option("max_new_tokens", kwargs),
         )
@@ -418,7 +418,7 @@ class LlmAsrGenerationMixin(GenerationMixin, HeadedModelInterface):
             if temperature > 0:
                 options |= {"temperature": temperature, "num_beams": 1}
             greedy_drafts = None if drafts is None or temperature > 0 else [drafts[row] for row in pending.tolist()]
-            token_logprobs = TokenLogprobs(self._eos_token_ids(torch.device("cpu")).tolist())
+            token_logprobs = TokenLogprobs(self._eos_ids())
             found = self._decode(rows, greedy_drafts, token_logprobs, **options)
             found = found["sequences"] if isinstance(found, ModelOutput) else found
             tokens = found[:, rows.num_input_ids :]
