@@ -121,7 +121,7 @@ class RealtimeSession:
         except ValueError as error:
             raise EventError(str(error), "prompt") from error
         try:
-            processor.apply_transcription_request("", keywords=options.live_keywords, tokenize=False)
+            processor.apply_transcription_request("", keywords=options.keywords, tokenize=False)
         except ValueError as error:
             raise EventError(str(error), "keywords") from error
         try:

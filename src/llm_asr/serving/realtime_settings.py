@@ -62,7 +62,7 @@ class RealtimeSettings:
         model (`str`): Name of the model.
         language (`str`, *optional*): Code or English name. By default the model identifies the language of each segment.
         prompt (`str`, *optional*): Context for the language model.
-        keywords (`tuple[str, ...]`, *optional*): Words that may be spoken. OpenAI's API does not have this field.
+        keywords (`list[str]`, *optional*): Words that may be spoken. OpenAI's API does not have this field.
         delay (`str`): One of `DELAYS`.
         rate (`int`): Samples per second of the audio.
         turn_detection ([`ServerVad`], *optional*): `None` if only the client commits audio.
@@ -71,15 +71,10 @@ class RealtimeSettings:
     model: str
     language: str | None = None
     prompt: str | None = None
-    keywords: tuple[str, ...] | None = None
+    keywords: list[str] | None = None
     delay: str = "medium"
     rate: int = DEFAULT_RATE
     turn_detection: ServerVad | None = ServerVad()
-
-    @property
-    def live_keywords(self) -> list[str] | None:
-        """Keywords as the processor takes them."""
-        return list(self.keywords) if self.keywords else None
 
     def live_settings(self, vad: str) -> LiveSettings:
         """The options of the transcript. `vad` is the server's voice activity detection."""
@@ -87,7 +82,7 @@ class RealtimeSettings:
         return LiveSettings(
             language=self.language,
             prompt=self.prompt,
-            keywords=self.live_keywords,
+            keywords=self.keywords,
             latency_s=DELAYS[self.delay],
             min_silence_s=detection.silence_duration_ms / 1000,
             vad=vad,
@@ -122,7 +117,7 @@ class RealtimeSettings:
 
     def _transcription(self) -> dict:
         fields = {"model": self.model, "language": self.language, "prompt": self.prompt}
-        return fields if self.keywords is None else {**fields, "keywords": list(self.keywords)}
+        return fields if self.keywords is None else {**fields, "keywords": self.keywords}
 
     def _turn_detection(self) -> dict | None:
         if self.turn_detection is None:
@@ -224,7 +219,7 @@ def _read_transcription(
     given = dict(check_fields(value, path, ("model", "language", "prompt", "keywords", "delay")))
     keywords = given.pop("keywords", settings.keywords)
     if keywords is not None and (
-        not isinstance(keywords, (list, tuple)) or not all(isinstance(word, str) and word.strip() for word in keywords)
+        not isinstance(keywords, list) or not all(isinstance(word, str) and word.strip() for word in keywords)
     ):
         raise EventError(f"`{path}.keywords` must be a list of words.", f"{path}.keywords", "invalid_type")
     for name in given:
@@ -238,7 +233,7 @@ def _read_transcription(
         )
     if given.get("delay", settings.delay) not in DELAYS:
         raise EventError(f"`{path}.delay` must be one of {', '.join(DELAYS)}.", f"{path}.delay")
-    return replace(settings, keywords=None if keywords is None else tuple(keywords), **given)
+    return replace(settings, keywords=keywords, **given)
 
 
 def _read_turn_detection(value: Any, settings: ServerVad | None, path: str) -> ServerVad | None:
