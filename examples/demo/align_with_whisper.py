@@ -13,52 +13,33 @@ import argparse
 import json
 from pathlib import Path
 
-import ctranslate2
 import numpy as np
-from open_corpus.recogniser import fetch_recogniser
+from open_corpus.recogniser import FRAMES_PER_SECOND, MAX_SECONDS, SHORT_MARGIN, Recogniser, fetch_recogniser
 from speech import SAMPLE_RATE
-from tokenizers import Tokenizer
 from tqdm import tqdm
-from transformers import WhisperFeatureExtractor
 
 from llm_asr.atomic_writing import write_text
 from llm_asr.processing.audio import load_audio
 
 
-# Seconds from one mel frame to the next, and from one frame of the encoder to the next.
-MEL_FRAME_S, FRAME_S = 0.01, 0.02
-MAX_SECONDS = 29.0
+# Seconds from one frame of the encoder to the next.
+FRAME_S = 0.02
 
-# Silence after a recording, in place of silence up to 30 s.
-MARGIN_S = 1.0
+LONGEST_S = MAX_SECONDS - SHORT_MARGIN
 
 
-class Aligner:
+class Aligner(Recogniser):
     """
     Args:
         folder: Result of :func:`fetch_recogniser`.
     """
 
-    def __init__(self, folder: Path):
-        self._model = ctranslate2.models.Whisper(str(folder), compute_type="int8", intra_threads=1, inter_threads=1)
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._features = WhisperFeatureExtractor(feature_size=80)
-
     def find_path(self, samples: np.ndarray, tokens: list[int], language: str) -> tuple[np.ndarray, np.ndarray]:
         """Return the path of dynamic time warping: indices of tokens, and frames of the encoder. The end follows the last token."""
-        num_frames = int(len(samples) / SAMPLE_RATE / MEL_FRAME_S)
-        padded = np.pad(samples, (0, int(MARGIN_S * SAMPLE_RATE)))
-        features = self._features(
-            padded, sampling_rate=SAMPLE_RATE, padding="longest", return_tensors="np"
-        ).input_features
-        features = features[:, :, : features.shape[2] // 2 * 2]
-        prompt = ["<|startoftranscript|>", f"<|{language}|>", "<|transcribe|>", "<|notimestamps|>"]
-        (result,) = self._model.align(
-            ctranslate2.StorageView.from_array(np.ascontiguousarray(features)),
-            [self._tokenizer.token_to_id(token) for token in prompt],
-            [tokens],
-            [num_frames],
-        )
+        features, _ = self.features([samples], SHORT_MARGIN)
+        prompt = [self._tokenizer.token_to_id(token) for token in self.prompt(language)]
+        num_frames = int(len(samples) / SAMPLE_RATE * FRAMES_PER_SECOND)
+        (result,) = self._model.align(features, prompt, [tokens], [num_frames])
         token_indices, frames = np.array(result.alignments).T
         return token_indices, frames
 
@@ -100,8 +81,8 @@ def main() -> None:
     lines = []
     for row in tqdm(rows, desc="aligning", unit=" clips"):
         samples = load_audio(str(args.dataset.parent / row["audio"]), SAMPLE_RATE)
-        if len(samples) > MAX_SECONDS * SAMPLE_RATE:
-            print(f"{row['audio']} is longer than {MAX_SECONDS:g} s and left out.")
+        if len(samples) > LONGEST_S * SAMPLE_RATE:
+            print(f"{row['audio']} is longer than {LONGEST_S:g} s and left out.")
             continue
         lines.append(
             json.dumps({**row, "words": aligner.align(samples, row["text"], row["language"])}, ensure_ascii=False)

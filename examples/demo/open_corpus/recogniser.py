@@ -66,7 +66,22 @@ class Recogniser:
         self._model = ctranslate2.models.Whisper(str(folder), compute_type="int8", intra_threads=1, inter_threads=1)
         self._storage = ctranslate2.StorageView.from_array
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._features = WhisperFeatureExtractor(feature_size=80)
+        self._extractor = WhisperFeatureExtractor(feature_size=80)
+
+    @staticmethod
+    def prompt(language: str) -> list[str]:
+        """Return the tokens before a transcript."""
+        return ["<|startoftranscript|>", f"<|{language}|>", "<|transcribe|>", "<|notimestamps|>"]
+
+    def features(self, recordings: Sequence[np.ndarray], margin: float):
+        """Return the input of the encoder, as ``transcribe`` describes it, and its length in seconds."""
+        longest = max(map(len, recordings)) / SAMPLE_RATE
+        seconds = min(longest + margin, MAX_SECONDS)
+        frames = int(seconds * FRAMES_PER_SECOND) // 2 * 2
+        samples = frames * SAMPLE_RATE // FRAMES_PER_SECOND
+        padded = [np.pad(recording, (0, samples - len(recording))) for recording in recordings]
+        features = self._extractor(padded, sampling_rate=SAMPLE_RATE, padding="longest", return_tensors="np")
+        return self._storage(np.ascontiguousarray(features.input_features)), seconds
 
     def transcribe(self, recordings: Sequence[np.ndarray], language: str, margin: float) -> list[str]:
         """
@@ -78,15 +93,10 @@ class Recogniser:
         Returns:
             The transcripts.
         """
-        longest = max(map(len, recordings)) / SAMPLE_RATE
-        seconds = min(longest + margin, MAX_SECONDS)
-        frames = int(seconds * FRAMES_PER_SECOND) // 2 * 2
-        samples = frames * SAMPLE_RATE // FRAMES_PER_SECOND
-        padded = [np.pad(recording, (0, samples - len(recording))) for recording in recordings]
-        features = self._features(padded, sampling_rate=SAMPLE_RATE, padding="longest", return_tensors="np")
-        prompt = ["<|startoftranscript|>", f"<|{language}|>", "<|transcribe|>", "<|notimestamps|>"]
+        features, seconds = self.features(recordings, margin)
+        prompt = self.prompt(language)
         results = self._model.generate(
-            self._storage(np.ascontiguousarray(features.input_features)),
+            features,
             [prompt] * len(recordings),
             beam_size=1,
             max_length=len(prompt) + int(seconds * TOKENS_PER_SECOND),
