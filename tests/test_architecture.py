@@ -27,7 +27,6 @@ LAYERS = [
     {"commands"},
     {"serving"},
     {"publishing"},
-    {"conversion"},
     {"training"},
     {"evaluation"},
     {"dataset_transcription"},

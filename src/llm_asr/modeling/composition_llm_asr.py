@@ -108,7 +108,7 @@ class LlmAsrCompositionMixin(HeadedModelInterface):
         check_finite(text_model, text)
         _check_type_is_known(text_model, text)
         check_linear_head(text_model)
-        _make_room(text_model, processor.audio_token_id)
+        make_room(text_model, processor.audio_token_id)
 
         config = cls.config_class(
             audio_config=audio_tower.config,
@@ -135,7 +135,7 @@ class LlmAsrCompositionMixin(HeadedModelInterface):
             num_beams=1,
             do_sample=False,
             bos_token_id=processor.tokenizer.bos_token_id,
-            eos_token_id=_all_eos_token_ids(processor.tokenizer, text_model.generation_config),
+            eos_token_id=all_eos_token_ids(processor.tokenizer, text_model.generation_config),
             pad_token_id=processor.tokenizer.pad_token_id,
             transcription_prompt_ids=processor.transcription_prompt_ids,
         )
@@ -159,7 +159,7 @@ class LlmAsrCompositionMixin(HeadedModelInterface):
         self.lm_head.requires_grad_(False)
 
 
-def _all_eos_token_ids(tokenizer, text_generation_config: GenerationConfig) -> int | list[int]:
+def all_eos_token_ids(tokenizer, text_generation_config: GenerationConfig) -> int | list[int]:
     """Return the tokenizer's end token, with which training targets end, and all other tokens that end a turn."""
     others = text_generation_config.eos_token_id
     others = others if isinstance(others, list) else [others]
@@ -179,7 +179,7 @@ def _check_type_is_known(text_model: PreTrainedModel, text: str) -> None:
 
 
 @torch.no_grad()
-def _make_room(text_model: PreTrainedModel, audio_token_id: int) -> None:
+def make_room(text_model: PreTrainedModel, audio_token_id: int) -> None:
     """
     Add a row for the audio token to the embedding and the head. The row is the mean of all others, so that it is always the
     same, and never belongs to the likeliest token.

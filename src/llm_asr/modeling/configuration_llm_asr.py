@@ -15,12 +15,13 @@ from .chunked_attention import AttentionChunks
 from .configuration_checks import require
 from .configuration_projector import LlmAsrProjectorConfig
 from .speech_encoders import describe_speech_encoder, find_speech_encoder
+from .speech_llm_families import SpeechLlmFamily, find_speech_llm
 from .transformers_versions import SubConfigSpec
 
 
 # Names of the parts of the loss, in the model's output and in training logs.
 LOSS_PARTS = ("lm_loss", "quantity_loss", "draft_loss", "ctc_loss", "router_aux_loss", "router_z_loss")
-ENCODER_PADDINGS = ("longest", "max_length")
+ENCODER_PADDINGS = ("longest", "max_length", "features")
 ENCODER_ATTENTIONS = ("full", "chunked")
 # Seconds of `encoder_chunk_s`, `encoder_left_context_s` and `encoder_lookahead_s`.
 DEFAULT_CHUNKS_S = (1.0, 10.0, 0.0)
@@ -64,7 +65,10 @@ class LlmAsrConfig(PreTrainedConfig):
         encoder_padding (`str`, *optional*, defaults to `"longest"`):
             `"longest"` runs the speech encoder at the length of the longest recording of a batch, and masks what is
             padding. `"max_length"` runs Whisper, and encoders made from it, over a window of 30 s of which the rest is
-            silence, as Whisper was trained. The projector must see in use what it saw in training, so this is a part of the checkpoint.
+            silence, as Whisper was trained. `"features"` encodes the features after the end of a recording as they are given, as
+            Qwen2-Audio, Audio Flamingo 3 and GLM-ASR do: convolutions read them, attention leaves them out if the encoder has a
+            mask, and they have no embeddings. The processor must have `audio_padding="max_length"`. The projector must see in use
+            what it saw in training, so this is a part of the checkpoint.
         encoder_attention (`str`, *optional*, defaults to `"full"`):
             `"full"`: every frame of the speech encoder attends to the whole recording. `"chunked"`: it attends to its own chunk,
             to a left context and to a look-ahead, the same in all layers, so that streams can be encoded while they arrive
@@ -87,6 +91,9 @@ class LlmAsrConfig(PreTrainedConfig):
             (`"audio_tower"`) and the language model (`"language_model"`) come from. Each has a `name_or_path`, the
             `revision` it is pinned to (a commit of the Hub; `None` for a local folder), the `dtype` that its weights had in
             the model, and the `sha256` of each of its files.
+        converted_from (`dict`, *optional*):
+            Set in converted checkpoints: the `name_or_path`, the `revision` (a commit of the Hub, or `None`), the `model_type` and the
+            `license` of the published speech language model.
         part_dtypes (`dict[str, torch.dtype]`, *optional*):
             Dtypes by sub-configuration, which a model that is built from this configuration writes into them. `from_pretrained`
             sets it, because Transformers writes one dtype into all sub-configurations. It is not saved: the weights tell.
@@ -152,6 +159,7 @@ class LlmAsrConfig(PreTrainedConfig):
     pad_token_id: int | None = None
     tie_word_embeddings: bool | None = None
     backbones: dict | None = None
+    converted_from: dict | None = None
     part_dtypes: dict | None = None
 
     def __post_init__(self, **kwargs):
@@ -238,8 +246,8 @@ class LlmAsrConfig(PreTrainedConfig):
         )
         require(
             self.encoder_padding == "longest",
-            "`encoder_padding='max_length'` fills up recordings with silence below their loudest frame, which a stream does not "
-            "know; use 'longest' with `encoder_attention='chunked'`.",
+            f"`encoder_padding={self.encoder_padding!r}` encodes what follows the end of a recording, which a stream does not know; "
+            "use 'longest' with `encoder_attention='chunked'`.",
         )
         for name, default in zip(names, DEFAULT_CHUNKS_S, strict=True):
             if getattr(self, name) is None:
@@ -284,6 +292,11 @@ class LlmAsrConfig(PreTrainedConfig):
         Transformers' registry: `processing` and `modeling` do not import each other.
         """
         return describe_speech_encoder(audio_config, feature_extractor)
+
+    @staticmethod
+    def find_speech_llm(source: str, **hub_kwargs) -> SpeechLlmFamily:
+        """How a published speech language model is written in this package; see [`find_speech_llm`]."""
+        return find_speech_llm(source, **hub_kwargs)
 
     @property
     def attention_chunks(self) -> AttentionChunks | None:

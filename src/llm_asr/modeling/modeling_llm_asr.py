@@ -16,6 +16,7 @@ from .audio_llm_asr import LlmAsrAudioMixin, is_frozen
 from .batch_numbers import BatchNumbers, read_batch_numbers, select
 from .composition_llm_asr import LlmAsrCompositionMixin
 from .configuration_llm_asr import LlmAsrConfig
+from .conversion_llm_asr import LlmAsrConversionMixin
 from .draft_head import DraftHead
 from .generation_llm_asr import LlmAsrGenerationMixin
 from .initialization import init_projector_module
@@ -305,7 +306,12 @@ class LlmAsrModel(LlmAsrAudioMixin, LlmAsrStreamingMixin, LlmAsrPreTrainedModel)
 
 
 class LlmAsrForConditionalGeneration(
-    LlmAsrPreTrainedModel, LlmAsrCompositionMixin, LlmAsrHeadMixin, LlmAsrLossMixin, LlmAsrGenerationMixin
+    LlmAsrPreTrainedModel,
+    LlmAsrCompositionMixin,
+    LlmAsrConversionMixin,
+    LlmAsrHeadMixin,
+    LlmAsrLossMixin,
+    LlmAsrGenerationMixin,
 ):
     """
     Speech recognition with a speech encoder, a projector and a causal language model with its head.

@@ -120,6 +120,24 @@ def load_audio_tower(audio: str, config: PreTrainedConfig, **kwargs) -> PreTrain
     return keep_own_blocks(family.load(audio, config, **kwargs))
 
 
+def take_audio_tower(encoder: PreTrainedModel) -> PreTrainedModel:
+    """
+    The speech encoder of this package with the weights of an encoder of Transformers, which it shares.
+
+    Args:
+        encoder (`PreTrainedModel`): A part of a model that is not used further.
+
+    Raises:
+        `ValueError`: If the family, or an option of the encoder, is not supported.
+    """
+    check_audio_config(encoder.config)
+    if isinstance(encoder, find_speech_encoder(encoder.config).find_class(encoder.config)):
+        return keep_own_blocks(encoder)
+    tower = build_audio_tower(encoder.config)
+    tower.load_state_dict(encoder.state_dict(), assign=True)
+    return tower
+
+
 def run_audio_tower(
     audio_tower: PreTrainedModel,
     input_features: torch.Tensor,
@@ -210,4 +228,5 @@ __all__ = [
     "load_audio_tower",
     "record_outputs",
     "run_audio_tower",
+    "take_audio_tower",
 ]

@@ -82,8 +82,9 @@ class LlmAsrWhisperEncoder(WhisperEncoder):
             [`ChunkLayout`] after the frames.
 
         Raises:
-            `ValueError`: If there are more mel frames than positions, after trailing padding is cut, or the attention
-                implementation does not take the mask that `chunks` need.
+            `ValueError`: If there are more mel frames than positions, after trailing padding is cut, if there are none after the
+                longest recording with `padding="features"`, or the attention implementation does not take the mask that `chunks`
+                need.
         """
         attention_mask = attention_mask.bool()
         # Feature extractors pad to 30 s; what no recording of the batch fills is not worth encoding.
@@ -96,6 +97,20 @@ class LlmAsrWhisperEncoder(WhisperEncoder):
                 f"`input_features` has {num_mel_frames} mel frames and the speech encoder takes {max_mel_frames}; split "
                 "the recording."
             )
+        if padding == "features":
+            # The frame of the second convolution that starts at the last mel frame sees so many after it.
+            num_seen = min(num_mel_frames + 2, max_mel_frames)
+            if input_features.shape[-1] < num_seen:
+                raise ValueError(
+                    f"`input_features` ends with the longest recording, at mel frame {num_mel_frames}, but with "
+                    "`encoder_padding='features'` the encoder reads what follows it; pass `audio_padding='max_length'` to the processor."
+                )
+            real = self._frame_mask(attention_mask[:, :num_mel_frames])
+            hidden_states = self._encode(
+                input_features[:, :, :num_seen], attention_mask[:, :num_seen], True, sees_padding=True, **kwargs
+            )
+            hidden_states = hidden_states[:, : real.shape[1]]
+            return LlmAsrEncoderOutput(last_hidden_state=hidden_states, attention_mask=real.to(hidden_states.device))
         attention_mask = attention_mask[:, :num_mel_frames]
         input_features = input_features[:, :, :num_mel_frames]
         if padding == "max_length":
@@ -114,14 +129,18 @@ class LlmAsrWhisperEncoder(WhisperEncoder):
         attention_mask: torch.Tensor,
         has_padding: bool,
         chunks: AttentionChunks | None = None,
+        sees_padding: bool = False,
         **kwargs,
     ) -> torch.Tensor:
-        """Return hidden states of shape `(num_recordings, num_frames, d_model)`."""
-        visible = attention_mask[:, None, :]
-        hidden_states = input_features.masked_fill(~visible, 0.0)
+        """
+        Return hidden states of shape `(num_recordings, num_frames, d_model)`. With `sees_padding`, convolutions read what features
+        hold in padding.
+        """
         # A convolution pads a single recording with zeros, so the padding in a batch must be zero too.
+        is_hidden = torch.zeros_like(attention_mask[:, None, :]) if sees_padding else ~attention_mask[:, None, :]
+        hidden_states = input_features.masked_fill(is_hidden, 0.0)
         hidden_states = nn.functional.gelu(self.conv1(hidden_states))
-        hidden_states = hidden_states.masked_fill(~visible.to(hidden_states.device), 0.0)
+        hidden_states = hidden_states.masked_fill(is_hidden.to(hidden_states.device), 0.0)
         hidden_states = nn.functional.gelu(self.conv2(hidden_states)).transpose(1, 2)
         attention_mask = attention_mask[:, ::2].to(hidden_states.device)
 

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 class WhisperFamily(SpeechEncoder):
-    """Whisper's encoder. Padding is masked, or is silence up to the length of its window."""
+    """Whisper's encoder. Padding is masked, or is silence up to the length of its window, or is what features hold there."""
 
     model_types: tuple[str, ...] = ("whisper",)
     weight_prefix = r"(model\.)?encoder\."
     feature_layout = MEL_FIRST
-    paddings = ("longest", "max_length")
+    paddings = ("longest", "max_length", "features")
     attentions: tuple[str, ...] = ("full", "chunked")
     reads_frame_numbers = True
     # Frames after the convolutions per output frame.
@@ -91,17 +91,21 @@ class PooledWhisperFamily(WhisperFamily):
 class GlmAsrFamily(SpeechEncoder):
     """
     GLM-ASR's encoder: Whisper's convolutions, and rotary positions. It has no mask, so that recordings of equal length are
-    encoded together and without padding.
+    encoded together and without padding, or whole windows are encoded with what features hold after the end of a recording.
     """
 
     model_types = ("glmasr_encoder",)
     checkpoints = {"glmasr": "audio_config"}
     weight_prefix = r"(model\.)?audio_tower\."
     feature_layout = MEL_FIRST
+    paddings = ("longest", "features")
 
     def run(
         self, tower: PreTrainedModel, features: torch.Tensor, mask: torch.Tensor, padding: str, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        if padding == "features":
+            hidden_states = tower(features, **kwargs).last_hidden_state
+            return hidden_states, mask[:, ::2].bool().to(hidden_states.device)
         return run_by_length(lambda rows: tower(rows, **kwargs).last_hidden_state, features, mask, time_dim=2)
 
     def count_samples_per_frame(self, audio_config: PreTrainedConfig, feature_extractor) -> int:

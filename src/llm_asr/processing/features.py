@@ -12,6 +12,7 @@ from .log_mel import extract_running_log_mel
 
 # Layouts of features (samples, frames before mel bins, mel bins before frames), and the time dimension of one recording.
 FEATURE_LAYOUTS = {"waveform": 0, "time_first": 0, "mel_first": 1}
+AUDIO_PADDINGS = ("longest", "max_length", "silence")
 
 
 def extract_features(
@@ -24,7 +25,7 @@ def extract_features(
         feature_extractor ([`SequenceFeatureExtractor`]): The speech encoder's feature extractor.
         waveforms (`list[np.ndarray]`): Recordings, float32, at the sampling rate of the feature extractor.
         layout (`str`): Layout of the feature extractor's output, one of `FEATURE_LAYOUTS`.
-        padding (`str`): `"longest"` pads to the longest recording, `"max_length"` to Whisper's maximum length.
+        padding (`str`): One of `AUDIO_PADDINGS`; see [`LlmAsrProcessor`].
         log_mel_maximum (`str`, *optional*, defaults to `"recording"`): See [`LlmAsrProcessor`].
 
     Returns:
@@ -41,7 +42,9 @@ def extract_features(
         extract = extract_running_log_mel if log_mel_maximum == "running" else _extract_whisper_features
         features, mask = extract(feature_extractor, waveforms)
         longest = int(mask.sum(-1).max())
-        if padding == "max_length":
+        if padding == "silence":
+            mask[:, : feature_extractor.nb_max_frames] = 1
+        if padding != "longest":
             longest = max(longest, feature_extractor.nb_max_frames)
         num_added = max(0, longest - mask.shape[1])
         features, mask = (torch.nn.functional.pad(one[..., :longest], (0, num_added)) for one in (features, mask))

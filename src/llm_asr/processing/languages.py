@@ -43,6 +43,10 @@ UNKNOWN = ("", "auto")
 # Between the names of several languages that are spoken in one recording.
 LANGUAGE_SEPARATOR = ", "
 
+# How an answer names them before its transcript, and the place of the names in it.
+LANGUAGE_PLACE = "{language}"
+DEFAULT_LANGUAGE_TAG = "{language}\n"
+
 # Largest distance by CLDR's measure. It includes other codes of a language and its standard forms (Bokmål for Norwegian), but
 # no other language.
 MAX_DISTANCE = 4
@@ -67,6 +71,12 @@ def find_language(language: str, languages: Mapping[str, str]) -> str | None:
     # `TO_LANGUAGE_CODE` has further names of some languages.
     primary = re.split("[-_]", TO_LANGUAGE_CODE.get(code, code))[0]
     return languages.get(primary) or languages.get(_equal_code(primary, tuple(languages)) or "")
+
+
+def split_language_tag(language_tag: str) -> tuple[str, str]:
+    """What `language_tag` of [`LlmAsrProcessor`] has before the names of languages, and after them."""
+    before, _, after = language_tag.partition(LANGUAGE_PLACE)
+    return before, after
 
 
 def suggest_languages(language: str, languages: Mapping[str, str]) -> list[str]:
@@ -121,10 +131,13 @@ def _equal_code(code: str, codes: tuple[str, ...]) -> str | None:
 
 
 __all__ = [
+    "DEFAULT_LANGUAGE_TAG",
     "LANGUAGE_CODE_TO_NAME",
+    "LANGUAGE_PLACE",
     "LANGUAGE_SEPARATOR",
     "UNKNOWN",
     "find_language",
     "name_languages",
+    "split_language_tag",
     "suggest_languages",
 ]

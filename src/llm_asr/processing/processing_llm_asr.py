@@ -10,14 +10,16 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin, prepare_prompt_input
 
 from .audio import AudioSource, load_audio
+from .conversion_llm_asr import LlmAsrProcessorConversionMixin
 from .features import extract_features
 from .keywords import spread_keywords
-from .languages import LANGUAGE_CODE_TO_NAME, name_languages
+from .languages import DEFAULT_LANGUAGE_TAG, LANGUAGE_CODE_TO_NAME, LANGUAGE_PLACE, name_languages
 from .log_mel import check_log_mel_maximum
-from .processor_files import check_parts, check_processor_settings, naming_processor_file
+from .model_match import check_fits_model
+from .processor_files import check_audio_padding, check_parts, check_processor_settings, naming_processor_file
 from .rendering import render_request
 from .tasks import check_translations, spread_tasks
-from .transcripts_llm_asr import LANGUAGE_END, LlmAsrTranscriptsMixin
+from .transcripts_llm_asr import LlmAsrTranscriptsMixin
 
 
 # The user's message to the language model: the recording, the task, and known facts about the recording.
@@ -42,7 +44,7 @@ NO_PLACE = (
 DEFAULT_CHAT_TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 
 
-class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
+class LlmAsrProcessor(LlmAsrTranscriptsMixin, LlmAsrProcessorConversionMixin, ProcessorMixin):
     r"""
     Combines the feature extractor of a speech encoder and the tokenizer of a language model.
 
@@ -69,7 +71,7 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
             Longest recording for the speech encoder, in samples. `None` sets no limit.
         transcription_template (`str`, *optional*):
             Jinja template of the transcription request. Its variables are `audio_token`, `language` (an English name or
-            `None`), `target_language` (an English name for a translation, `None` for a transcription), `identify_language`
+            `None`), `language_code` (its first code in `languages`), `target_language` (an English name for a translation, `None` for a transcription), `identify_language`
             (a bool), `prompt` (a string or `None`) and `keywords` (a list of strings or `None`). It is saved with the
             processor, so that prompts at inference are the same as in training.
         languages (`dict[str, str]`, *optional*):
@@ -78,6 +80,12 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
         log_mel_maximum (`str`, *optional*, defaults to `"recording"`):
             Whisper's log-mel values are clipped to 8 below the loudest value of the `"recording"`, or below the loudest value so
             far (`"running"`), which a stream knows. Models with `encoder_attention="chunked"` need `"running"`.
+        audio_padding (`str`, *optional*, defaults to `"longest"`):
+            What features hold after the end of a recording. `"longest"` pads them to the longest recording of a batch,
+            `"max_length"` to the window of Whisper's feature extractor, which models with `encoder_padding="features"` need.
+            `"silence"` makes silence up to the end of the window a part of the recording, as Voxtral does.
+        language_tag (`str`, *optional*, defaults to `"{language}\\n"`):
+            How an answer names the languages of a recording before its transcript.
     """
 
     chat_template: str
@@ -96,9 +104,12 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
         transcription_template: str = DEFAULT_TRANSCRIPTION_TEMPLATE,
         languages: dict[str, str] | None = None,
         log_mel_maximum: str = "recording",
+        audio_padding: str = "longest",
+        language_tag: str = DEFAULT_LANGUAGE_TAG,
     ):
         check_parts(feature_extractor, tokenizer)
         check_log_mel_maximum(log_mel_maximum, feature_extractor)
+        check_audio_padding(audio_padding, feature_extractor)
         audio_token_id = tokenizer.convert_tokens_to_ids(audio_token)
         if audio_token_id is None or audio_token_id == tokenizer.unk_token_id:
             raise ValueError(
@@ -121,6 +132,8 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
         self.transcription_template = transcription_template
         self.languages = LANGUAGE_CODE_TO_NAME if languages is None else languages
         self.log_mel_maximum = log_mel_maximum
+        self.audio_padding = audio_padding
+        self.language_tag = language_tag
         check_processor_settings(self)
         super().__init__(
             feature_extractor,
@@ -191,23 +204,7 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
         Args:
             config ([`LlmAsrConfig`]): Configuration of the model.
         """
-        if self.audio_token_id != config.audio_token_id:
-            raise ValueError(
-                f"The audio token of the processor is {self.audio_token_id} ({self.audio_token!r}), but `audio_token_id` of the "
-                f"model is {config.audio_token_id}; use the processor that was saved with the model."
-            )
-        frame_rate = self.sampling_rate / self.samples_per_frame
-        if abs(frame_rate - config.audio_frame_rate) > 1e-3 * frame_rate:
-            raise ValueError(
-                f"The processor has {self.sampling_rate} samples per second and {self.samples_per_frame} per frame, so it has "
-                f"{frame_rate:g} frames per second, but `audio_frame_rate` of the model is {config.audio_frame_rate:g}; use the "
-                "processor that was saved with the model."
-            )
-        if config.encoder_attention == "chunked" and self.log_mel_maximum != "running":
-            raise ValueError(
-                "The model has `encoder_attention='chunked'`, so its features must not depend on the future, and `log_mel_maximum` "
-                f"of the processor is {self.log_mel_maximum!r}; pass `log_mel_maximum='running'` to the processor."
-            )
+        check_fits_model(self, config)
 
     def load_recording(self, source: AudioSource) -> np.ndarray:
         """
@@ -243,7 +240,7 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
         named_languages: list[str | None] | None = None,
         translation: list[str | None] | None = None,
         sampling_rate: int | None = None,
-        audio_padding: str = "longest",
+        audio_padding: str | None = None,
         return_tensors: str = "pt",
     ) -> BatchFeature:
         """
@@ -262,8 +259,8 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
                 Answers that are translations; see [`LlmAsrProcessor.tokenize_requests`].
             sampling_rate (`int`, *optional*):
                 Sampling rate of waveforms in `audio`. It is only checked.
-            audio_padding (`str`, *optional*, defaults to `"longest"`):
-                `"longest"` pads features to the longest recording, `"max_length"` to the speech encoder's limit.
+            audio_padding (`str`, *optional*):
+                In place of the processor's `audio_padding`.
             return_tensors (`str`, *optional*, defaults to `"pt"`):
                 Only `"pt"` is supported.
 
@@ -450,7 +447,7 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
         targets = [(said or []) if ids is None else ids for said, ids in zip(spoken, translated_ids, strict=True)]
         names = self._language_names(named_languages, len(text))
         answers = [
-            [*(self._tokenize(name + LANGUAGE_END) if name and target else ()), *target, self.tokenizer.eos_token_id]
+            [*(self._tokenize(self._write_tag(name)) if name and target else ()), *target, self.tokenizer.eos_token_id]
             for name, target in zip(names, targets, strict=True)
         ]
         inputs = self._pad([row + answer for row, answer in zip(rows, answers, strict=True)])
@@ -463,6 +460,9 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
         if translation is not None:
             inputs["is_translation"] = torch.tensor([ids is not None for ids in translated_ids])
         return BatchFeature({**inputs, "labels": labels})
+
+    def _write_tag(self, languages: str) -> str:
+        return self.language_tag.replace(LANGUAGE_PLACE, languages)
 
     def _language_names(
         self, language: str | list[str | None] | None, count: int, argument: str = "language"
@@ -514,6 +514,7 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
         variables: dict[str, Any] = {
             "audio_token": self.audio_token,
             "language": language,
+            "language_code": next((code for code, name in self.languages.items() if name == language), None),
             "identify_language": identify_language,
             "prompt": prompt,
             "keywords": keywords,
@@ -548,10 +549,10 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, ProcessorMixin):
         return dict(self.tokenizer.pad({"input_ids": rows}, return_attention_mask=True, return_tensors="pt"))
 
     def _audio_inputs(
-        self, audio: list[AudioSource], sampling_rate: int | None, audio_padding: str
+        self, audio: list[AudioSource], sampling_rate: int | None, audio_padding: str | None
     ) -> dict[str, torch.Tensor]:
-        if audio_padding not in ("longest", "max_length"):
-            raise ValueError(f"`audio_padding` must be 'longest' or 'max_length', got {audio_padding!r}.")
+        audio_padding = self.audio_padding if audio_padding is None else audio_padding
+        check_audio_padding(audio_padding, self.feature_extractor)
         if sampling_rate is not None and sampling_rate != self.sampling_rate:
             raise ValueError(
                 f"`sampling_rate` is {sampling_rate}, but the speech encoder needs {self.sampling_rate}; pass a dict with "

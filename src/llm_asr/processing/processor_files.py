@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, WhisperFeatureExtractor
 from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 from transformers.utils import PROCESSOR_NAME, cached_file
 
-from .features import FEATURE_LAYOUTS
+from .features import AUDIO_PADDINGS, FEATURE_LAYOUTS
+from .languages import LANGUAGE_PLACE
 
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -63,9 +64,29 @@ def check_processor_settings(processor) -> None:
         _require(_is_whole(samples), name, "a positive whole number", samples)
     longest = processor.max_audio_samples
     _require(longest is None or _is_whole(longest), "max_audio_samples", "a positive whole number or None", longest)
+    tag = processor.language_tag
+    is_tag = isinstance(tag, str) and tag.count(LANGUAGE_PLACE) == 1 and not tag.endswith(LANGUAGE_PLACE)
+    _require(is_tag, "language_tag", f"a string with {LANGUAGE_PLACE!r} once, and text after it", tag)
     languages = processor.languages
     are_names = isinstance(languages, dict) and all(isinstance(one, str) for pair in languages.items() for one in pair)
     _require(are_names, "languages", "a dict of names by codes", languages)
+
+
+def check_audio_padding(audio_padding, feature_extractor) -> None:
+    """
+    Raise a `ValueError` unless features can be padded so.
+
+    Args:
+        audio_padding (`str`): See [`LlmAsrProcessor`].
+        feature_extractor ([`SequenceFeatureExtractor`]): Of the processor.
+    """
+    is_known = isinstance(audio_padding, str) and audio_padding in AUDIO_PADDINGS
+    _require(is_known, "audio_padding", f"one of {list(AUDIO_PADDINGS)}", audio_padding)
+    if audio_padding == "silence" and not isinstance(feature_extractor, WhisperFeatureExtractor):
+        raise ValueError(
+            "`audio_padding='silence'` fills up the window of Whisper's feature extractor, and `feature_extractor` is a "
+            f"{type(feature_extractor).__name__}; use 'longest'."
+        )
 
 
 def check_parts(feature_extractor, tokenizer) -> None:

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from .given_text import align_text
-from .languages import LANGUAGE_SEPARATOR
+from .languages import LANGUAGE_SEPARATOR, split_language_tag
 from .timestamps import align_words, join_segments, split_words
 
 
-# Separator between the names of languages and the transcript.
-LANGUAGE_END = "\n"
+# What the answers of Qwen3-ASR name in the place of a language if nothing is spoken.
+NO_LANGUAGE = "None"
 
 # Longest pause in seconds inside a segment.
 SEGMENT_PAUSE = 0.5
@@ -24,6 +24,7 @@ class LlmAsrTranscriptsMixin:
 
     tokenizer: Any
     languages: dict[str, str]
+    language_tag: str
 
     @overload
     def decode(
@@ -152,7 +153,13 @@ class LlmAsrTranscriptsMixin:
 
     def may_name_languages(self, text: str) -> bool:
         """Whether a text may be the beginning of the names of languages, which precede a transcript."""
-        names = self.languages.values()
+        before, _ = split_language_tag(self.language_tag)
+        if len(text) < len(before):
+            return before.startswith(text)
+        if not text.startswith(before):
+            return False
+        text = text[len(before) :]
+        names = [*self.languages.values(), *([NO_LANGUAGE] if before else ())]
         *complete, last = re.split(", ?", text)
         if all(name in names for name in complete) and any(name.startswith(last) for name in names):
             return True
@@ -161,10 +168,16 @@ class LlmAsrTranscriptsMixin:
     def _split_languages(self, token_ids) -> tuple[list[str], list[int]]:
         """Split generated tokens into the languages that the model has named, and the tokens of the transcript."""
         ids = [int(token_id) for token_id in token_ids]
+        before, after = split_language_tag(self.language_tag)
         for count in range(1, len(ids) + 1):
             text = self.tokenizer.decode(ids[:count], skip_special_tokens=True)
-            named, end, _ = text.partition(LANGUAGE_END)
+            named, end, _ = text.partition(after)
             if end:
+                if not named.startswith(before):
+                    return [], ids
+                named = named[len(before) :]
+                if before and named == NO_LANGUAGE:
+                    return [], ids[count:]
                 # A processor's own languages may have names with commas.
                 names = [named] if named in self.languages.values() else named.split(LANGUAGE_SEPARATOR)
                 is_named = all(name in self.languages.values() for name in names)
@@ -174,4 +187,4 @@ class LlmAsrTranscriptsMixin:
         return [], ids
 
 
-__all__ = ["LANGUAGE_END", "LlmAsrTranscriptsMixin"]
+__all__ = ["LlmAsrTranscriptsMixin"]

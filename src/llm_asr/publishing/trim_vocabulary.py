@@ -9,10 +9,9 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..processing.languages import LANGUAGE_CODE_TO_NAME
+from ..processing.languages import DEFAULT_LANGUAGE_TAG, LANGUAGE_CODE_TO_NAME, LANGUAGE_PLACE
 from ..processing.processing_llm_asr import DEFAULT_CHAT_TEMPLATE, DEFAULT_TRANSCRIPTION_TEMPLATE
 from ..processing.rendering import render_request
-from ..processing.transcripts_llm_asr import LANGUAGE_END
 from .tokenizer_vocabulary import add_components, find_characters, find_indispensable, read_state, trim_tokenizer
 
 
@@ -139,7 +138,7 @@ def request_texts(tokenizer: PreTrainedTokenizerBase) -> Iterable[str]:
                 DEFAULT_TRANSCRIPTION_TEMPLATE, chat_template, tokenizer.special_tokens_map, **variables
             )
         if language is not None:
-            yield language + LANGUAGE_END
+            yield DEFAULT_LANGUAGE_TAG.replace(LANGUAGE_PLACE, language)
     yield " Context:"
 
 

@@ -1,0 +1,250 @@
+"""Writes tiny random checkpoints of published speech language models, in their published form. Their windows last 4 s."""
+
+import base64
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from tiny_models import make_tokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    WhisperFeatureExtractor,
+)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+
+TEXT = {
+    "hidden_size": 40,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.2,
+}
+AUDIO = {
+    "d_model": 32,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 48,
+    "num_mel_bins": 16,
+    "max_source_positions": 200,
+    "initializer_range": 0.2,
+}
+# Templates as the publishers write them: contents are lists, and a system message may be added.
+CHATML = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for c in m['content'] %}{% if c['type'] == 'audio' %}AUDIO"
+    "{% else %}{{ c['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+GLM = (
+    "{% for m in messages %}<|{{ m['role'] }}|>\n{% for c in m['content'] %}{% if c['type'] == 'audio' %}"
+    "<|begin_of_audio|><|pad|><|end_of_audio|><|{{ m['role'] }}|>\n{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+# It always writes a system message, which holds the context.
+QWEN3_ASR = (
+    "{%- set ns = namespace(context='', audio='', answer=none) -%}{%- for m in messages -%}{%- for c in m['content'] -%}"
+    "{%- if c['type'] == 'audio' -%}{%- set ns.audio = ns.audio + '<|audio_start|><|audio_pad|><|audio_end|>' -%}"
+    "{%- elif m['role'] == 'system' -%}{%- set ns.context = ns.context + c['text'] -%}"
+    "{%- elif m['role'] == 'assistant' -%}{%- set ns.answer = c['text'] -%}{%- endif -%}{%- endfor -%}{%- endfor -%}"
+    "{{- '<|im_start|>system\\n' + ns.context + '<|im_end|>\\n<|im_start|>user\\n' + ns.audio + '<|im_end|>\\n' -}}"
+    "{%- if ns.answer is not none -%}{{- '<|im_start|>assistant\\n' + ns.answer + '<|im_end|>\\n' -}}{%- endif -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
+)
+GRANITE = (
+    "{{ '<|start_of_role|>system<|end_of_role|>Today is Granite\\'s day.<|end_of_text|>\\n' }}{% for m in messages %}"
+    "{{ '<|start_of_role|>' + m['role'] + '<|end_of_role|>' }}{% for c in m['content'] %}{% if c['type'] == 'audio' %}<|audio|>"
+    "{% else %}{{ c['text'] }}{% endif %}{% endfor %}{{ '<|end_of_text|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_of_role|>assistant<|end_of_role|>' }}{% endif %}"
+)
+
+
+def _save(
+    folder: str, model_type: str, processor, dtype: torch.dtype, options: dict, **save_kwargs
+) -> PreTrainedModel:
+    tokenizer = processor.tokenizer
+    config = AutoConfig.for_model(model_type, **options)
+    model = AutoModelForSeq2SeqLM.from_config(config)
+    for name, buffer in model.named_buffers():
+        # Random statistics differ from those of a new model.
+        if name.endswith(("running_mean", "running_var")):
+            buffer.uniform_(0.5, 1.5)
+    model.to(dtype)
+    # As published for conversation.
+    model.generation_config.update(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True, top_k=20
+    )
+    model.save_pretrained(folder, **save_kwargs)
+    processor.save_pretrained(folder)
+    return model
+
+
+def _extractor() -> WhisperFeatureExtractor:
+    return WhisperFeatureExtractor(feature_size=16, chunk_length=4)
+
+
+def _text(model_type: str, tokenizer, **options) -> dict:
+    return {"model_type": model_type, "vocab_size": len(tokenizer), **TEXT, **options}
+
+
+def _tokenizer(*special_tokens: str, **named: str) -> PreTrainedTokenizerFast:
+    tokenizer = make_tokenizer(chat_template=None)
+    tokenizer.add_special_tokens({"extra_special_tokens": list(special_tokens)})
+    if not named:
+        return tokenizer
+    special = {"eos_token": tokenizer.eos_token, "pad_token": tokenizer.pad_token, "extra_special_tokens": named}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, **special)
+
+
+def save_qwen2_audio(folder: str, dtype: torch.dtype = torch.float32, **save_kwargs) -> None:
+    from transformers import Qwen2AudioProcessor
+
+    tokenizer = _tokenizer("<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>")
+    # Its processor has a template of its own.
+    processor = Qwen2AudioProcessor(_extractor(), tokenizer)
+    audio = {"model_type": "qwen2_audio_encoder", **AUDIO}
+    options = {"audio_config": audio, "text_config": _text("qwen2", tokenizer)}
+    options["audio_token_index"] = processor.audio_token_id
+    _save(folder, "qwen2_audio", processor, dtype, options, **save_kwargs)
+
+
+def save_audio_flamingo_3(folder: str) -> None:
+    from transformers import AudioFlamingo3Processor
+
+    tokenizer = _tokenizer("<sound>")
+    processor = AudioFlamingo3Processor(_extractor(), tokenizer, chat_template=CHATML.replace("AUDIO", "<sound>"))
+    audio = {"model_type": "audioflamingo3_encoder", **AUDIO}
+    options = {"audio_config": audio, "text_config": _text("qwen2", tokenizer)}
+    options["audio_token_id"] = processor.audio_token_id
+    _save(folder, "audioflamingo3", processor, torch.float32, options)
+
+
+def save_glm_asr(folder: str) -> None:
+    from transformers import GlmAsrProcessor
+
+    tokenizer = _tokenizer("<|begin_of_audio|>", "<|end_of_audio|>", "<|pad|>", "<|user|>", "<|assistant|>")
+    processor = GlmAsrProcessor(_extractor(), tokenizer, chat_template=GLM)
+    audio = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+    audio.update(num_mel_bins=16, max_position_embeddings=200, initializer_range=0.2)
+    options = {"audio_config": audio, "text_config": _text("llama", tokenizer)}
+    options["audio_token_id"] = processor.audio_token_id
+    _save(folder, "glmasr", processor, torch.float32, options)
+
+
+def save_qwen3_asr(folder: str) -> None:
+    from transformers import Qwen3ASRFeatureExtractor, Qwen3ASRProcessor
+
+    tokenizer = _tokenizer(
+        audio_token="<|audio_pad|>", audio_bos_token="<|audio_start|>", audio_eos_token="<|audio_end|>"
+    )
+    # The tag is text, which `skip_special_tokens` keeps.
+    tokenizer.add_tokens(["<asr_text>"])
+    processor = Qwen3ASRProcessor(Qwen3ASRFeatureExtractor(feature_size=16), tokenizer, chat_template=QWEN3_ASR)
+    audio = {name: value for name, value in AUDIO.items() if name != "max_source_positions"}
+    audio.update(model_type="qwen3_asr_encoder", downsample_hidden_size=4, output_dim=40)
+    options = {"audio_config": audio, "text_config": _text("qwen3", tokenizer, head_dim=8, tie_word_embeddings=True)}
+    options["audio_token_id"] = processor.audio_token_id
+    _save(folder, "qwen3_asr", processor, torch.float32, options)
+
+
+def save_granite_speech(folder: str, has_lora_adapter: bool = False) -> PreTrainedModel:
+    from transformers import GraniteSpeechFeatureExtractor, GraniteSpeechProcessor
+
+    tokenizer = _tokenizer("<|audio|>", "<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>")
+    processor = GraniteSpeechProcessor(GraniteSpeechFeatureExtractor(), tokenizer, chat_template=GRANITE)
+    encoder = {
+        "input_dim": 160,
+        "num_layers": 2,
+        "hidden_dim": 32,
+        "num_heads": 2,
+        "output_dim": 8,
+        "context_size": 20,
+    }
+    encoder.update(conv_kernel_size=5, max_pos_emb=32)
+    qformer = {"model_type": "blip_2_qformer", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    qformer.update(intermediate_size=24, encoder_hidden_size=32, cross_attention_frequency=1, hidden_act="gelu")
+    text = _text("granite", tokenizer, logits_scaling=2.0, embedding_multiplier=3.0)
+    options = {
+        "encoder_config": encoder,
+        "projector_config": qformer,
+        "text_config": text,
+        "audio_token_index": tokenizer.convert_tokens_to_ids("<|audio|>"),
+        "has_lora_adapter": has_lora_adapter,
+    }
+    return _save(folder, "granite_speech", processor, torch.float32, options)
+
+
+def _write_tekken(file: Path) -> None:
+    """Write Mistral's format of a tokenizer, with a token for each byte and the ids of Voxtral's special tokens."""
+    names = "<unk> <s> </s> [INST] [/INST] [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] [TOOL_RESULTS] [/TOOL_RESULTS] [TOOL_CALLS] [IMG] "
+    names += "<pad> [IMG_BREAK] [IMG_END] [PREFIX] [MIDDLE] [SUFFIX] [SYSTEM_PROMPT] [/SYSTEM_PROMPT] [TOOL_CONTENT]"
+    special = {**dict(enumerate(names.split())), 24: "[AUDIO]", 25: "[BEGIN_AUDIO]", 34: "[TRANSCRIBE]"}
+    tokens = [
+        {"rank": rank, "token_str": special.get(rank, f"<SPECIAL_{rank}>"), "is_control": True} for rank in range(40)
+    ]
+    merged = [b"la", b"ng", b"lang", b"en", b"es"]
+    vocab = [bytes([byte]) for byte in range(256)] + merged
+    audio = {
+        "sampling_rate": 16_000,
+        "frame_rate": 12.5,
+        "audio_encoding_config": {"num_mel_bins": 16, "hop_length": 160, "window_size": 400},
+        "chunk_length_s": 4.0,
+    }
+    config = {
+        "pattern": r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|\s+|[^\s\p{L}\p{N}]+",
+        "num_vocab_tokens": len(vocab),
+        "default_vocab_size": len(vocab) + len(tokens),
+        "default_num_special_tokens": len(tokens),
+        "version": "v7",
+    }
+    words = [
+        {"rank": rank, "token_bytes": base64.b64encode(word).decode(), "token_str": word.decode(errors="replace")}
+        for rank, word in enumerate(vocab)
+    ]
+    content = {"config": config, "vocab": words, "special_tokens": tokens, "audio": audio}
+    file.write_text(json.dumps(content), encoding="utf-8")
+
+
+def save_voxtral(folder: str) -> None:
+    num_tokens = 40 + 256 + 5
+    audio = {name: value for name, value in AUDIO.items() if name not in ("encoder_ffn_dim", "d_model")}
+    # The width of the feed-forward layers is that of four stacked frames.
+    audio.update(model_type="voxtral_encoder", hidden_size=32, intermediate_size=128)
+    text = {"model_type": "llama", "vocab_size": num_tokens, **TEXT}
+    config = AutoConfig.for_model("voxtral", audio_config=audio, text_config=text, audio_token_id=24)
+    model = AutoModelForSeq2SeqLM.from_config(config)
+    model.generation_config.update(bos_token_id=1, eos_token_id=2, pad_token_id=11)
+    model.save_pretrained(folder)
+    _extractor().save_pretrained(folder)
+    _write_tekken(Path(folder, "tekken.json"))
+
+
+# The `model_type` and the writer of each family. A writer's names are imported late, because not all versions of Transformers
+# have all of them.
+SAVERS: dict[str, Callable[[str], object]] = {
+    "qwen2_audio": save_qwen2_audio,
+    "audioflamingo3": save_audio_flamingo_3,
+    "glmasr": save_glm_asr,
+    "voxtral": save_voxtral,
+    "qwen3_asr": save_qwen3_asr,
+    "granite_speech": save_granite_speech,
+}
+
+
+def reason_of_absence(model_type: str) -> str:
+    """Why this environment has no such family. Empty if it does."""
+    if model_type not in CONFIG_MAPPING_NAMES:
+        return f"this version of Transformers has no {model_type}"
+    if model_type == "granite_speech":
+        from transformers import GraniteSpeechFeatureExtractor
+
+        try:
+            GraniteSpeechFeatureExtractor()
+        except ImportError as error:
+            return str(error).strip().splitlines()[0]
+    return ""
