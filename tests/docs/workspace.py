@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from huggingface_hub import HfApi
 from snippets import ROOT
 from speech_files import write_speech_dataset
 from tiny_models import PROJECTOR_KWARGS
+from tiny_speech_llms import save_qwen2_audio
 
 from llm_asr import LlmAsrForConditionalGeneration, LlmAsrProcessor
 from llm_asr.cli import main
@@ -18,16 +20,19 @@ from llm_asr.training.projector_replacement import replace_projector
 
 
 AUDIO_ID, TEXT_ID = "openai/whisper-base", "Qwen/Qwen2.5-0.5B-Instruct"
+SPEECH_LLM_ID = "Qwen/Qwen2-Audio-7B-Instruct"
 NUM_RECORDINGS = 20
 
 
 def upload_parts(hub: HubServer, parts: dict[str, str]) -> None:
     """Upload tiny models under the ids of real ones. Then make the user `me` the reader."""
     api = HfApi()
-    for repo_id, part in ((AUDIO_ID, "whisper"), (TEXT_ID, "qwen2")):
-        hub.user = repo_id.partition("/")[0]
-        api.create_repo(repo_id)
-        api.upload_folder(repo_id=repo_id, folder_path=parts[part])
+    with tempfile.TemporaryDirectory() as speech_llm:
+        save_qwen2_audio(speech_llm)
+        for repo_id, folder in ((AUDIO_ID, parts["whisper"]), (TEXT_ID, parts["qwen2"]), (SPEECH_LLM_ID, speech_llm)):
+            hub.user = repo_id.partition("/")[0]
+            api.create_repo(repo_id)
+            api.upload_folder(repo_id=repo_id, folder_path=folder)
     hub.user = "me"
 
 

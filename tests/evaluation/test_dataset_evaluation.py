@@ -156,6 +156,25 @@ def test_hypotheses_of_another_model_are_not_reused(parts, run, capsys):
     assert [len(rows) for rows in run.transcribed] == [8, 8, 8]
 
 
+def test_int8_computes_in_8_bits_and_is_another_run(parts, run, capsys, monkeypatch):
+    save_model(parts, run.model, "moe_cif")
+    kinds = []
+    report = dataset_evaluation.write_report
+    monkeypatch.setattr(
+        dataset_evaluation,
+        "write_report",
+        lambda options, transcriber, *rest: [
+            kinds.append({type(module).__name__ for module in transcriber.model.model.language_model.modules()}),
+            report(options, transcriber, *rest),
+        ],
+    )
+    assert run("--dtype", "int8")["error_rates"]["all"]["recordings"] == 8
+    assert "LinearPackedParams" in kinds[0]
+    run()
+    assert "made with another --dtype" in capsys.readouterr().out.replace("\n", " ")
+    assert [len(rows) for rows in run.transcribed] == [8, 8]
+
+
 def test_bad_arguments_are_refused(parts, run, capsys):
     assert main(["evaluate", *run.arguments, "--output", "report.md"]) == 2
     assert "must end in .json; other files are named after it" in capsys.readouterr().err

@@ -238,6 +238,19 @@ def test_the_licence_of_a_backbone_in_a_folder(checkpoint, parts, tmp_path):
     assert card.data.base_model is None
 
 
+def test_the_source_of_a_converted_checkpoint_is_named(checkpoint, tmp_path):
+    folder = tmp_path / "converted"
+    shutil.copytree(checkpoint, folder)
+    config = json.loads((folder / "config.json").read_text())
+    source = {"name_or_path": "maker/listener", "revision": "a" * 40, "model_type": "voxtral", "license": "apache-2.0"}
+    (folder / "config.json").write_text(json.dumps({**config, "converted_from": source}))
+    card = ModelCard.load(write_model_card(folder))
+    assert "Converted from maker/listener, whose licence applies." in card.text
+    assert card.data.base_model == ["maker/listener"]
+    assert "| speech encoder | apache-2.0 |" in card.text
+    assert "| language model | apache-2.0 |" in card.text
+
+
 def test_models_and_datasets_of_the_hub_are_named(run):
     record = json.loads((run / "training_run.json").read_text())
     record["started_from"]["audio_tower"] = {"name": "openai/whisper-base", "on_hub": True}

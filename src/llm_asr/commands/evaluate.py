@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from .options import UsageError, loading
+from .options import INT8_HELP, RECOGNITION_DTYPES, UsageError, loading
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="Also transcribe with lists of N keywords, such as 0 10 25 100, and report what they do.",
     )
+    parser.add_argument("--dtype", choices=RECOGNITION_DTYPES, default="auto", help=INT8_HELP)
     parser.add_argument(
         "--normalizer",
         choices=["basic", "whisper"],

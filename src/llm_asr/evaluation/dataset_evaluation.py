@@ -18,6 +18,7 @@ from transformers import Pipeline, pipeline
 from .. import registration  # noqa: F401 (registers the model for `pipeline`)
 from ..datasets_asr import load_asr_dataset
 from ..file_stamps import file_stamps
+from ..processing.cpu_precision import loaded_dtype, set_dtype
 from ..processing.tasks import TASKS
 from .audio_measures import measure_audio
 from .dataset_report import write_report, write_translation_report
@@ -47,6 +48,8 @@ class EvaluationOptions:
         keywords (`tuple[int, ...]`, *optional*): Numbers of keywords. For each of them, the dataset is transcribed once more with
             lists of keywords, and error rates on listed and other words, recall and leakage are reported. 0 means the
             transcripts without keywords, scored with the words of the longest lists.
+        dtype (`str`, *optional*, defaults to `"auto"`): Dtype of the model, or `"int8"` on a CPU; see [`quantize_int8`]. By default
+            that of the checkpoint.
         normalizer (`str`, *optional*, defaults to `"basic"`): See [`~normalization.get_normalizer`].
         examples (`int`, *optional*, defaults to 3): Number of recordings of each language to print.
         output (`Path`, *optional*): JSON file for the report. Markdown tables and hypotheses are written beside it.
@@ -64,6 +67,7 @@ class EvaluationOptions:
     tell_language: bool = False
     task: str = "transcribe"
     keywords: tuple[int, ...] = ()
+    dtype: str = "auto"
     normalizer: str = "basic"
     examples: int = 3
     output: Path | None = None
@@ -112,7 +116,12 @@ def evaluate_dataset(options: EvaluationOptions) -> None:
             raise ValueError(f"`task='translate'` needs columns {sorted(missing)}, which {options.dataset!r} lacks.")
         if find_spec("sacrebleu") is None:
             raise ImportError('BLEU and chrF need sacreBLEU: `pip install "llm-asr[translation]"`.')
-    transcriber = pipeline("automatic-speech-recognition", model=options.model, device=state.device)
+    if options.dtype == "int8" and state.device.type != "cpu":
+        raise ValueError("`dtype='int8'` is for CPUs, and the evaluation runs on a GPU; hide it (CUDA_VISIBLE_DEVICES='').")
+    transcriber = pipeline(
+        "automatic-speech-recognition", model=options.model, device=state.device, dtype=loaded_dtype(options.dtype)
+    )
+    set_dtype(transcriber.model, options.dtype)
     processor: Any = transcriber.processor
     if any(options.keywords):
         # Fail before transcribing if the template has no place for keywords.
@@ -154,9 +163,9 @@ def evaluate_dataset(options: EvaluationOptions) -> None:
                 "split": options.split,
                 "number of recordings": len(everything),
                 "--tell-language": options.tell_language,
+                "--dtype": options.dtype,
+                "--task": options.task,
             }
-            if is_translation:
-                made_from["--task"] = options.task
             if keywords is not None:
                 made_from["keywords"] = size
             files = HypothesisFiles(output, made_from)

@@ -67,6 +67,7 @@ def inspect_checkpoint(folder: str | os.PathLike) -> dict:
         },
         "provenance": {
             "base": adapter and {name: adapter.get(name) for name in ("base_model_name_or_path", "revision")},
+            "converted_from": config and config.get("converted_from"),
             "transformers_version": config and config.get("transformers_version"),
             "checksums": (folder / CHECKSUMS_NAME).is_file(),
             "code": _describe_code(folder),
@@ -108,6 +109,10 @@ def _list_facts(report: dict):
         yield "languages with a name", str(languages["named"])
     if provenance["base"] is not None:
         yield "adapter of", " at ".join(str(value) for value in provenance["base"].values() if value)
+    source = provenance["converted_from"]
+    if source is not None:
+        place = " at ".join(source[name] for name in ("name_or_path", "revision") if source[name])
+        yield "converted from", f"{place} ({source['model_type']}, licence {source['license'] or 'not stated'})"
     yield "saved by", f"Transformers {provenance['transformers_version'] or '(version not recorded)'}"
     yield "checksums", CHECKSUMS_NAME if provenance["checksums"] else "none"
     code = provenance["code"]

@@ -53,7 +53,7 @@ TEMPLATE = """---
 # {{ name }}
 
 Speech recognition: a {{ audio_type }} encoder, a `{{ projector_type }}` projector and a {{ text_type }} language model.
-Trained with llm-asr.
+Trained with llm-asr.{% if source %} Converted from {{ source.name_or_path }}, whose licence applies.{% endif %}
 
 ## Usage
 {% if not repo_id %}
@@ -223,7 +223,7 @@ def write_model_card(
         [{"name": one, "on_hub": "/" in one} for one in datasets] if datasets else record.get("datasets", [])
     )
     origins = _find_origins(checkpoint, record, backbones or {})
-    told = _find_licenses(origins, licenses or {})
+    told = _find_licenses(checkpoint, origins, licenses or {})
     curves, heat_maps = _draw(run, output, reports) if pictures else (None, {})
     results = [result for report in reports.values() if "dataset" in report for result in _list_results(report)]
     card_data = ModelCardData(
@@ -248,6 +248,7 @@ def write_model_card(
         text_type=_type(checkpoint["language_model"]),
         projector_type=projector["projector_type"] if projector else "trained",
         repo_id=repo_id,
+        source=checkpoint["provenance"]["converted_from"],
         snippet=snippet.format(model=repo_id or "."),
         languages=[(code, _name_language(folder, code)) for code in codes],
         reports=[
@@ -298,6 +299,7 @@ def _find_languages(reports: Mapping[str, dict]) -> list[str]:
 def _find_origins(checkpoint: dict, record: dict, backbones: Mapping[str, str]) -> dict[str, dict]:
     """Name of each backbone, its revision, and whether it is known to be on the Hub."""
     described = {"audio_tower": checkpoint["speech_encoder"], "language_model": checkpoint["language_model"]}
+    source = checkpoint["provenance"]["converted_from"]
     origins = {}
     for part in BACKBONES:
         found, recorded = described[part] or {}, record.get("started_from", {}).get(part)
@@ -305,6 +307,9 @@ def _find_origins(checkpoint: dict, record: dict, backbones: Mapping[str, str]) 
             origins[part] = {"name": backbones[part], "revision": None, "on_hub": True}
         elif found.get("revision"):
             origins[part] = {"name": found["name_or_path"], "revision": found["revision"], "on_hub": True}
+        elif source is not None:
+            revision = source["revision"]
+            origins[part] = {"name": source["name_or_path"], "revision": revision, "on_hub": revision is not None}
         elif recorded is not None:
             origins[part] = {**recorded, "revision": None}
         elif found.get("name_or_path"):
@@ -313,8 +318,12 @@ def _find_origins(checkpoint: dict, record: dict, backbones: Mapping[str, str]) 
     return origins
 
 
-def _find_licenses(origins: Mapping[str, dict], licenses: Mapping[str, str]) -> dict[str, str]:
-    found = {part: _read_license(**origin) for part, origin in origins.items() if part not in licenses}
+def _find_licenses(checkpoint: dict, origins: Mapping[str, dict], licenses: Mapping[str, str]) -> dict[str, str]:
+    source = checkpoint["provenance"]["converted_from"]
+    if source is None:
+        found = {part: _read_license(**origin) for part, origin in origins.items() if part not in licenses}
+    else:
+        found = dict.fromkeys(BACKBONES, source["license"])
     return {**{part: license for part, license in found.items() if license}, **licenses}
 
 
@@ -335,7 +344,7 @@ def _list_bases(checkpoint: dict, origins: Mapping[str, dict]) -> list[str] | No
     base = checkpoint["provenance"]["base"]
     if base is not None:
         return [base["base_model_name_or_path"]] if base["revision"] else None
-    return [origin["name"] for origin in origins.values() if origin["on_hub"]] or None
+    return list(dict.fromkeys(origin["name"] for origin in origins.values() if origin["on_hub"])) or None
 
 
 def _list_tags(checkpoint: dict) -> list[str]:
