@@ -35,7 +35,7 @@ $(BIN)/python:
 # The pinned build runs on all machines. For CUDA, install another build of torch first.
 $(VENV)/.installed: $(BIN)/python setup.cfg pyproject.toml
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install torch==2.13.0
-	$(BIN)/pip install -e ".[train,demo,docs,leaderboard,study,corpus,serve,live,test,translation,vad]"
+	$(BIN)/pip install -e ".[train,demo,docs,leaderboard,study,corpus,serve,live,onnx,test,translation,vad]"
 	touch $@
 
 $(DATA)/whisper-base/model.safetensors: | $(VENV)/.installed
@@ -122,7 +122,7 @@ test-versions: $(VERSIONS:%=$(VENV)-transformers-%/.installed)
 $(VENV)-transformers-%/.installed: setup.cfg
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install torch==2.13.0
-	$(@D)/bin/pip install -e ".[train,demo,docs,leaderboard,study,corpus,serve,live,test,translation,vad]" transformers==$* librosa
+	$(@D)/bin/pip install -e ".[train,demo,docs,leaderboard,study,corpus,serve,live,onnx,test,translation,vad]" transformers==$* librosa
 	touch $@
 
 # Uses a separate environment, because vLLM installs another Transformers.

@@ -32,6 +32,7 @@ NOT_RUN = {
     "needs the parts that `make try` fetches": 1,
     "needs bitsandbytes": 1,
     "needs Docker": 1,
+    "needs llama.cpp": 1,
     "needs a microphone": 2,
     "runs until it is stopped": 1,
 }

@@ -76,10 +76,10 @@ def integrate_and_fire(
         `ValueError`: If shapes disagree or `threshold` is not positive.
     """
     _check_arguments(hidden_states, alphas, attention_mask, threshold, target_lengths)
-    weights = _token_weights(alphas, attention_mask, threshold)
+    weights = token_weights(alphas, attention_mask, threshold)
     ends = weights.cumsum(-1)
     quantities = ends[:, -1] if ends.shape[1] else ends.sum(-1)
-    lengths = _count_fires(quantities, tail_threshold)
+    lengths = count_fires(quantities, tail_threshold)
     has_target = torch.zeros_like(lengths, dtype=torch.bool)
     if target_lengths is not None:
         targets = target_lengths.to(device=ends.device, dtype=torch.long)
@@ -143,7 +143,7 @@ def integrate_and_fire_chunk(
         `ValueError`: As [`integrate_and_fire`].
     """
     _check_arguments(hidden_states, alphas, attention_mask, threshold, None)
-    weights = _token_weights(alphas, attention_mask, threshold)
+    weights = token_weights(alphas, attention_mask, threshold)
     batch_size, _, hidden_size = hidden_states.shape
     dtype = torch.promote_types(hidden_states.dtype, torch.float32)
     if state is None:
@@ -224,7 +224,7 @@ def _check_arguments(hidden_states, alphas, attention_mask, threshold, target_le
         raise ValueError(f"`threshold` must be positive, got {threshold}.")
 
 
-def _token_weights(alphas: torch.Tensor, attention_mask: torch.Tensor | None, threshold: float) -> torch.Tensor:
+def token_weights(alphas: torch.Tensor, attention_mask: torch.Tensor | None, threshold: float) -> torch.Tensor:
     """Weights in tokens, zero where masked. In float32 a scaled sum lands beside its target in half of random rows."""
     accumulator = torch.float32 if alphas.device.type == "mps" else torch.float64
     if attention_mask is not None:
@@ -232,7 +232,8 @@ def _token_weights(alphas: torch.Tensor, attention_mask: torch.Tensor | None, th
     return alphas.to(accumulator) / threshold
 
 
-def _count_fires(quantities: torch.Tensor, tail_threshold: float) -> torch.Tensor:
+def count_fires(quantities: torch.Tensor, tail_threshold: float) -> torch.Tensor:
+    """Embeddings that rows fire without a target length, given the sums of their weights in tokens."""
     quantities = quantities.detach()
     whole = quantities.floor()
     return (whole + (quantities - whole > tail_threshold)).long()

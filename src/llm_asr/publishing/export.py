@@ -52,15 +52,7 @@ def export_for_serving(
     """
     folder = Path(folder)
     check_is_new(folder)
-    if getattr(model, "hf_quantizer", None) is not None:
-        raise ValueError(
-            "`model` is quantized; load it without `quantization_config`, and have the engine quantize it."
-        )
-    merged: LlmAsrForConditionalGeneration = (
-        copy.deepcopy(model).merge_and_unload() if isinstance(model, PeftModel) else model
-    )
-    if any(isinstance(module, BaseTunerLayer) for module in merged.modules()):
-        raise ValueError("`model` has adapters loaded into it; pass a `PeftModel`, or merge them.")
+    merged = merge_adapters(model)
     processor.check_model(merged.config)
     vocab_size = merged.config.text_config.vocab_size
     unembedded = [token for token, index in processor.tokenizer.get_vocab().items() if index >= vocab_size]
@@ -86,6 +78,25 @@ def check_is_new(folder: Path) -> None:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"`folder` {str(folder)!r} exists already; name a new or an empty folder.")
+
+
+def merge_adapters(model: LlmAsrForConditionalGeneration | PeftModel) -> LlmAsrForConditionalGeneration:
+    """
+    Return `model`, or a copy of it into which its adapters are merged.
+
+    Raises:
+        `ValueError`: If `model` is quantized or has adapters loaded into it.
+    """
+    if getattr(model, "hf_quantizer", None) is not None:
+        raise ValueError(
+            "`model` is quantized; load it without `quantization_config`, and have the engine quantize it."
+        )
+    merged: LlmAsrForConditionalGeneration = (
+        copy.deepcopy(model).merge_and_unload() if isinstance(model, PeftModel) else model
+    )
+    if any(isinstance(module, BaseTunerLayer) for module in merged.modules()):
+        raise ValueError("`model` has adapters loaded into it; pass a `PeftModel`, or merge them.")
+    return merged
 
 
 def extract_language_model(model: LlmAsrForConditionalGeneration) -> PreTrainedModel:
@@ -125,4 +136,4 @@ def extract_front_end(model: LlmAsrForConditionalGeneration) -> LlmAsrFrontEnd:
     return front_end.eval()
 
 
-__all__ = ["check_is_new", "export_for_serving", "extract_front_end", "extract_language_model"]
+__all__ = ["check_is_new", "export_for_serving", "extract_front_end", "extract_language_model", "merge_adapters"]
