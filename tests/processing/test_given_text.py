@@ -1,6 +1,5 @@
 """Times of the words of a given text: `LlmAsrProcessor.align` and `pipeline(..., text=...)`."""
 
-
 import numpy as np
 import pytest
 import torch

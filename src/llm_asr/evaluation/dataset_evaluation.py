@@ -117,7 +117,9 @@ def evaluate_dataset(options: EvaluationOptions) -> None:
         if find_spec("sacrebleu") is None:
             raise ImportError('BLEU and chrF need sacreBLEU: `pip install "llm-asr[translation]"`.')
     if options.dtype == "int8" and state.device.type != "cpu":
-        raise ValueError("`dtype='int8'` is for CPUs, and the evaluation runs on a GPU; hide it (CUDA_VISIBLE_DEVICES='').")
+        raise ValueError(
+            "`dtype='int8'` is for CPUs, and the evaluation runs on a GPU; hide it (CUDA_VISIBLE_DEVICES='')."
+        )
     transcriber = pipeline(
         "automatic-speech-recognition", model=options.model, device=state.device, dtype=loaded_dtype(options.dtype)
     )
