@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from tiny_models import make_tokenizer
+from safetensors.torch import save_file
+from tiny_models import make_tokenizer, save_tiny_whisper
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -222,6 +224,32 @@ def save_voxtral(folder: str) -> None:
     model.save_pretrained(folder)
     _extractor().save_pretrained(folder)
     _write_tekken(Path(folder, "tekken.json"))
+
+
+def save_ultravox(folder: str) -> None:
+    """Save projector and language model, as published. The speech encoder is in a folder of its own, which `config.json` names."""
+    tokenizer = make_tokenizer()
+    tokenizer.save_pretrained(folder)
+    encoder = str(Path(folder, "encoder"))
+    save_tiny_whisper(encoder, seconds=4)
+    text = {"vocab_size": len(tokenizer), **TEXT}
+    language_model = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen2", **text))
+    shapes = {"ln_pre": (4 * 32,), "linear_1": (48, 4 * 32), "ln_mid": (24,), "linear_2": (40, 24)}
+    weights = {f"multi_modal_projector.{name}.weight": 0.3 * torch.randn(shape) for name, shape in shapes.items()}
+    weights |= {f"language_model.{name}": one for name, one in language_model.state_dict().items()}
+    save_file(weights, Path(folder, "model.safetensors"), {"format": "pt"})
+    config = {
+        "model_type": "ultravox",
+        "auto_map": {"AutoConfig": "ultravox_config.UltravoxConfig", "AutoModel": "ultravox_model.UltravoxModel"},
+        "audio_model_id": encoder,
+        "audio_latency_block_size": None,
+        "hidden_size": 48,
+        "stack_factor": 4,
+        "projector_act": "swiglu",
+        "projector_ln_mid": True,
+        "text_config": {"model_type": "qwen2", **text},
+    }
+    Path(folder, "config.json").write_text(json.dumps(config))
 
 
 # The `model_type` and the writer of each family. A writer's names are imported late, because not all versions of Transformers
