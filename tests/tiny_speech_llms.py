@@ -6,10 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from tiny_models import make_tokenizer
+from safetensors.torch import save_file
+from tiny_models import make_tokenizer, save_tiny_whisper
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     WhisperFeatureExtractor,
@@ -64,11 +67,9 @@ GRANITE = (
 )
 
 
-def _save(
-    folder: str, model_type: str, processor, dtype: torch.dtype, options: dict, **save_kwargs
+def save_model(
+    folder: str, config: PreTrainedConfig, tokenizer, dtype: torch.dtype = torch.float32, **save_kwargs
 ) -> PreTrainedModel:
-    tokenizer = processor.tokenizer
-    config = AutoConfig.for_model(model_type, **options)
     model = AutoModelForSeq2SeqLM.from_config(config)
     for name, buffer in model.named_buffers():
         # Random statistics differ from those of a new model.
@@ -80,8 +81,12 @@ def _save(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True, top_k=20
     )
     model.save_pretrained(folder, **save_kwargs)
-    processor.save_pretrained(folder)
     return model
+
+
+def _save(folder: str, model_type: str, processor, dtype: torch.dtype, options: dict, **save_kwargs) -> None:
+    save_model(folder, AutoConfig.for_model(model_type, **options), processor.tokenizer, dtype, **save_kwargs)
+    processor.save_pretrained(folder)
 
 
 def _extractor() -> WhisperFeatureExtractor:
@@ -152,11 +157,13 @@ def save_qwen3_asr(folder: str) -> None:
     _save(folder, "qwen3_asr", processor, torch.float32, options)
 
 
-def save_granite_speech(folder: str, has_lora_adapter: bool = False) -> PreTrainedModel:
-    from transformers import GraniteSpeechFeatureExtractor, GraniteSpeechProcessor
+def make_granite_tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = _tokenizer("<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>", "<|audio|>")
+    tokenizer.chat_template = GRANITE
+    return tokenizer
 
-    tokenizer = _tokenizer("<|audio|>", "<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>")
-    processor = GraniteSpeechProcessor(GraniteSpeechFeatureExtractor(), tokenizer, chat_template=GRANITE)
+
+def make_granite_config(tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
     encoder = {
         "input_dim": 160,
         "num_layers": 2,
@@ -168,15 +175,27 @@ def save_granite_speech(folder: str, has_lora_adapter: bool = False) -> PreTrain
     encoder.update(conv_kernel_size=5, max_pos_emb=32)
     qformer = {"model_type": "blip_2_qformer", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     qformer.update(intermediate_size=24, encoder_hidden_size=32, cross_attention_frequency=1, hidden_act="gelu")
+    audio_token_id = tokenizer.convert_tokens_to_ids("<|audio|>")
     text = _text("granite", tokenizer, logits_scaling=2.0, embedding_multiplier=3.0)
-    options = {
-        "encoder_config": encoder,
-        "projector_config": qformer,
-        "text_config": text,
-        "audio_token_index": tokenizer.convert_tokens_to_ids("<|audio|>"),
-        "has_lora_adapter": has_lora_adapter,
-    }
-    return _save(folder, "granite_speech", processor, torch.float32, options)
+    # The audio token has no row in the embedding.
+    text["vocab_size"] = audio_token_id
+    return AutoConfig.for_model(
+        "granite_speech",
+        encoder_config=encoder,
+        projector_config=qformer,
+        text_config=text,
+        audio_token_index=audio_token_id,
+        has_lora_adapter=False,
+    )
+
+
+def save_granite_speech(folder: str) -> None:
+    from transformers import GraniteSpeechFeatureExtractor, GraniteSpeechProcessor
+
+    tokenizer = make_granite_tokenizer()
+    processor = GraniteSpeechProcessor(GraniteSpeechFeatureExtractor(), tokenizer, chat_template=GRANITE)
+    save_model(folder, make_granite_config(tokenizer), tokenizer)
+    processor.save_pretrained(folder)
 
 
 def _write_tekken(file: Path) -> None:
@@ -222,6 +241,32 @@ def save_voxtral(folder: str) -> None:
     model.save_pretrained(folder)
     _extractor().save_pretrained(folder)
     _write_tekken(Path(folder, "tekken.json"))
+
+
+def save_ultravox(folder: str) -> None:
+    """Save projector and language model, as published. The speech encoder is in a folder of its own, which `config.json` names."""
+    tokenizer = make_tokenizer()
+    tokenizer.save_pretrained(folder)
+    encoder = str(Path(folder, "encoder"))
+    save_tiny_whisper(encoder, seconds=4)
+    text = {"vocab_size": len(tokenizer), **TEXT}
+    language_model = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen2", **text))
+    shapes = {"ln_pre": (4 * 32,), "linear_1": (48, 4 * 32), "ln_mid": (24,), "linear_2": (40, 24)}
+    weights = {f"multi_modal_projector.{name}.weight": 0.3 * torch.randn(shape) for name, shape in shapes.items()}
+    weights |= {f"language_model.{name}": one for name, one in language_model.state_dict().items()}
+    save_file(weights, Path(folder, "model.safetensors"), {"format": "pt"})
+    config = {
+        "model_type": "ultravox",
+        "auto_map": {"AutoConfig": "ultravox_config.UltravoxConfig", "AutoModel": "ultravox_model.UltravoxModel"},
+        "audio_model_id": encoder,
+        "audio_latency_block_size": None,
+        "hidden_size": 48,
+        "stack_factor": 4,
+        "projector_act": "swiglu",
+        "projector_ln_mid": True,
+        "text_config": {"model_type": "qwen2", **text},
+    }
+    Path(folder, "config.json").write_text(json.dumps(config))
 
 
 # The `model_type` and the writer of each family. A writer's names are imported late, because not all versions of Transformers

@@ -2,14 +2,14 @@
 
 import inspect
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from tiny_models import save_tiny_qwen2
-from tiny_speech_llms import SAVERS, reason_of_absence, save_granite_speech, save_qwen2_audio
+from tiny_speech_llms import SAVERS, reason_of_absence, save_qwen2_audio
 from transformers import AutoModelForSeq2SeqLM, AutoProcessor, pipeline
 
 from llm_asr import LlmAsrForConditionalGeneration, LlmAsrProcessor
@@ -176,24 +176,6 @@ def test_licence_of_the_source_is_told(tmp_path):
     assert model.config.converted_from == told
 
 
-def test_lora_of_granite_speech_is_merged(tmp_path):
-    if reason := reason_of_absence("granite_speech"):
-        pytest.skip(reason)
-    torch.manual_seed(0)
-    source_model = save_granite_speech(str(tmp_path), has_lora_adapter=True)
-    source_model.add_adapter(LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
-    source_model.save_pretrained(tmp_path)
-    assert (tmp_path / "adapter_model.safetensors").is_file()
-    recording = make_recording(1.7)
-    expected = ask_source("granite_speech", str(tmp_path), [recording])
-    model = LlmAsrForConditionalGeneration.from_speech_llm(str(tmp_path))
-    assert not [name for name, _ in model.named_parameters() if "lora" in name]
-    inputs = LlmAsrProcessor.from_speech_llm(str(tmp_path)).apply_transcription_request([recording])
-    with torch.no_grad():
-        logits = source_model.eval()(**expected).logits[0, -1]
-        torch.testing.assert_close(model(**inputs).logits[0, -1, : len(logits)], logits, rtol=1e-5, atol=1e-5)
-
-
 def test_missing_weights_are_an_error(tmp_path):
     save_qwen2_audio(str(tmp_path))
     weights = load_file(tmp_path / "model.safetensors")
@@ -217,7 +199,7 @@ def test_other_models_are_refused_before_weights_are_read(tmp_path):
 @pytest.mark.parametrize("model_type", sorted(REFUSED))
 def test_families_that_cannot_be_converted_say_why(tmp_path, model_type):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, "auto_map": {"AutoConfig": "x.Y"}}))
-    with pytest.raises(ValueError, match=REFUSED[model_type][:40]):
+    with pytest.raises(ValueError, match=re.escape(REFUSED[model_type])):
         LlmAsrProcessor.from_speech_llm(str(tmp_path))
 
 

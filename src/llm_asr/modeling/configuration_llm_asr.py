@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,7 @@ from .configuration_projector import LlmAsrProjectorConfig
 from .speech_encoders import describe_speech_encoder, find_speech_encoder
 from .speech_llm_families import SpeechLlmFamily, find_speech_llm
 from .transformers_versions import SubConfigSpec
+from .ultravox_config import read_ultravox_config
 
 
 # Names of the parts of the loss, in the model's output and in training logs.
@@ -297,6 +299,11 @@ class LlmAsrConfig(PreTrainedConfig):
     def find_speech_llm(source: str, **hub_kwargs) -> SpeechLlmFamily:
         """How a published speech language model is written in this package; see [`find_speech_llm`]."""
         return find_speech_llm(source, **hub_kwargs)
+
+    @staticmethod
+    def read_ultravox_config(source: str, **hub_kwargs) -> SimpleNamespace:
+        """The configuration of an Ultravox checkpoint; see [`read_ultravox_config`]."""
+        return read_ultravox_config(source, **hub_kwargs)
 
     @property
     def attention_chunks(self) -> AttentionChunks | None:

@@ -7,7 +7,6 @@ from typing import Any, Self
 from huggingface_hub import metadata_load
 from huggingface_hub.constants import REPOCARD_NAME
 from transformers import AutoModelForSeq2SeqLM
-from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import GenerationConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
@@ -19,7 +18,8 @@ from .composition_llm_asr import MAX_NEW_TOKENS_PER_SECOND, all_eos_token_ids, m
 from .language_model_head import check_linear_head, take_language_model
 from .model_interface import HeadedModelInterface
 from .speech_encoders import take_audio_tower
-from .speech_llm_families import find_speech_llm
+from .speech_llm_families import SpeechLlmFamily, find_speech_llm
+from .ultravox_source import SpeechLlmParts, load_ultravox
 from .weight_checks import check_finite, check_nothing_missing
 
 
@@ -76,15 +76,11 @@ class LlmAsrConversionMixin(HeadedModelInterface):
             # `modeling` and `processing` do not import each other, so look the class up in Transformers' registry.
             processor_class: Any = PROCESSOR_MAPPING[cls.config_class]
             processor = processor_class.from_speech_llm(source, **hub_kwargs)
-        loaded: Any = AutoModelForSeq2SeqLM.from_pretrained(
-            source, **{"dtype": "auto", **kwargs}, output_loading_info=True
-        )
-        source_model, info = loaded
-        check_nothing_missing(set(info["missing_keys"]), source)
-        check_finite(source_model, source)
-        _merge_adapters(source_model)
-        audio_tower = take_audio_tower(source_model.get_submodule(family.audio_tower_name))
-        text_model = take_language_model(source_model)
+        load = load_ultravox if family.has_remote_code else _load_source
+        parts = load(source, family, hub_kwargs, **{"dtype": "auto", **kwargs})
+        audio_tower, text_model = parts.audio_tower, parts.text_model
+        check_finite(audio_tower, source)
+        check_finite(text_model, source)
         check_linear_head(text_model)
         head, embedding = text_model.get_output_embeddings(), text_model.get_input_embeddings()
         # The source's own configuration decides it, which may contradict the language model's.
@@ -93,12 +89,12 @@ class LlmAsrConversionMixin(HeadedModelInterface):
         config = cls.config_class(
             audio_config=audio_tower.config,
             text_config=text_model.config,
-            projector_config=family.projector(source_model.config),
+            projector_config=family.projector(parts.config),
             audio_token_id=processor.audio_token_id,
             pad_token_id=processor.tokenizer.pad_token_id,
             audio_frame_rate=processor.sampling_rate / processor.samples_per_frame,
             encoder_padding=family.encoder_padding,
-            converted_from=describe_source(source, source_model.config, **hub_kwargs),
+            converted_from=describe_source(source, parts.config.model_type, **hub_kwargs),
             # A new composite configuration would reset settings that were resolved when the source was loaded.
             attn_implementation={
                 "audio_config": audio_tower.config._attn_implementation,
@@ -108,16 +104,32 @@ class LlmAsrConversionMixin(HeadedModelInterface):
         processor.check_model(config)
         model = cls(config, audio_tower, text_model)
         weights = {}
-        for name, tensor in source_model.get_submodule(family.projector_name).state_dict().items():
+        for name, tensor in parts.projector.items():
             for source_name, own_name in family.projector_layers.items():
                 if name == source_name or name.startswith(f"{source_name}."):
                     weights[own_name + name.removeprefix(source_name)] = tensor
         model.model.projector.load_state_dict(weights, assign=True)
-        model.generation_config = _convert_generation_config(source_model.generation_config, processor)
+        check_finite(model.model.projector, source)
+        model.generation_config = _convert_generation_config(parts.generation_config, processor)
         return model.eval()
 
 
-def describe_source(source: str, config: PreTrainedConfig, **hub_kwargs) -> dict[str, str | None]:
+def _load_source(source: str, family: SpeechLlmFamily, hub_kwargs: dict, **kwargs) -> SpeechLlmParts:
+    """Load a model whose classes are in Transformers."""
+    loaded: Any = AutoModelForSeq2SeqLM.from_pretrained(source, output_loading_info=True, **kwargs)
+    model, info = loaded
+    check_nothing_missing(set(info["missing_keys"]), source)
+    _merge_adapters(model)
+    return SpeechLlmParts(
+        audio_tower=take_audio_tower(model.get_submodule(family.audio_tower_name)),
+        text_model=take_language_model(model),
+        projector=model.get_submodule(family.projector_name).state_dict(),
+        config=model.config,
+        generation_config=model.generation_config,
+    )
+
+
+def describe_source(source: str, model_type: str, **hub_kwargs) -> dict[str, str | None]:
     """
     What `converted_from` of [`LlmAsrConfig`] says: the name, the commit, the type and the licence of a source. The name of a local
     folder is its last part, because its path means nothing to others.
@@ -129,7 +141,7 @@ def describe_source(source: str, config: PreTrainedConfig, **hub_kwargs) -> dict
     return {
         "name_or_path": Path(source).resolve().name if is_local else source,
         "revision": commit,
-        "model_type": config.model_type,
+        "model_type": model_type,
         "license": (metadata or {}).get("license"),
     }
 

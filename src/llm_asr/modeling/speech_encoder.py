@@ -171,7 +171,7 @@ def run_by_length(
     Returns:
         `tuple(torch.Tensor)`: Hidden states of shape `(num_recordings, num_frames, hidden_size)` and a boolean mask.
     """
-    lengths = mask.sum(-1)
+    lengths = (mask != 0).sum(-1)
     rows: list[torch.Tensor] = [torch.empty(0)] * len(lengths)
     for length in lengths.unique().tolist():
         indices = (lengths == length).nonzero().flatten()

@@ -21,6 +21,9 @@ class SpeechLlmFamily:
             recording alone.
         prompt_role (`str`): Role of the message that holds a context: the `"user"`'s, in the place of the request, or `"system"`.
         is_text_first (`bool`): Whether the request comes before the recording.
+        is_plain_text (`bool`): Whether messages are strings, in which the audio token stands for the recording.
+        has_remote_code (`bool`): Whether the source's classes are in its repository. They are not run: its configuration is read as it
+            is, and weights are found by their names.
         answer_start (`str`): Jinja template of what follows the source's prompt.
         encoder_padding (`str`): See [`LlmAsrConfig`].
         processor (`Mapping[str, Any]`): Arguments of [`LlmAsrProcessor`].
@@ -35,6 +38,8 @@ class SpeechLlmFamily:
     request: str = ""
     prompt_role: str = "user"
     is_text_first: bool = False
+    is_plain_text: bool = False
+    has_remote_code: bool = False
     answer_start: str = ""
     encoder_padding: str = "longest"
     processor: Mapping[str, Any] = field(default_factory=dict)
@@ -56,6 +61,10 @@ class SpeechLlmFamily:
             messages.append({"role": "system", "content": [{"type": "text", "text": prompt}]})
         elif prompt is not None:
             request = prompt
+        if self.is_plain_text:
+            audio_token = self.processor["audio_token"]
+            parts = [request, audio_token] if self.is_text_first else [audio_token, request]
+            return [*messages, {"role": "user", "content": "\n".join(part for part in parts if part is not None)}]
         # Templates only look whether there is a recording. Nothing is read.
         content = [{"type": "audio", "audio": "recording.wav", "audio_url": "recording.wav", "path": "recording.wav"}]
         if request is not None:
@@ -123,6 +132,19 @@ def _qformer(config: PreTrainedConfig) -> dict[str, Any]:
     }
 
 
+def _gated_stack(config: Any) -> dict[str, Any]:
+    is_gated = config.projector_act == "swiglu"
+    return {
+        "projector_type": "stack",
+        "stack_size": config.stack_factor,
+        "intermediate_size": config.hidden_size // 2 if is_gated else config.hidden_size,
+        "mlp_bias": False,
+        "mlp_gated": is_gated,
+        "mlp_norms": ["input", "hidden" if config.projector_ln_mid else "output"],
+        "hidden_act": "silu" if is_gated else config.projector_act,
+    }
+
+
 TWO_LAYERS = {"linear_1": "mlp.0", "linear_2": "mlp.2"}
 IN_LANGUAGE = "{% if language %} in {{ language }}{% endif %}"
 
@@ -174,12 +196,25 @@ FAMILIES: dict[str, SpeechLlmFamily] = {
         audio_tower_name="model.encoder",
         request=f"can you transcribe the speech{IN_LANGUAGE} into a written format?",
     ),
+    "ultravox": SpeechLlmFamily(
+        projector=_gated_stack,
+        projector_layers={
+            **TWO_LAYERS,
+            "ln_pre": "mlp.input_norm",
+            "ln_mid": "mlp.hidden_norm",
+            "ln_post": "mlp.output_norm",
+        },
+        request=f"Transcribe{IN_LANGUAGE}",
+        is_text_first=True,
+        is_plain_text=True,
+        has_remote_code=True,
+        processor={"audio_token": "<|audio|>", "audio_padding": "mirror"},
+    ),
 }
 
 
 # Families that cannot be converted, and why.
 REFUSED = {
-    "ultravox": "its features end with a mirror image of the recording, which the processor of this package does not make",
     "FunASRNano": "its speech encoder (SenseVoice) and its projector are not in Transformers",
     "voxtral_realtime": "it adds the embeddings of the recording to those of the text, frame by frame",
     "granite_speech_plus": "its projector reads the states of several layers of the encoder",

@@ -12,7 +12,7 @@ from .log_mel import extract_running_log_mel
 
 # Layouts of features (samples, frames before mel bins, mel bins before frames), and the time dimension of one recording.
 FEATURE_LAYOUTS = {"waveform": 0, "time_first": 0, "mel_first": 1}
-AUDIO_PADDINGS = ("longest", "max_length", "silence")
+AUDIO_PADDINGS = ("longest", "max_length", "silence", "mirror")
 
 
 def extract_features(
@@ -39,6 +39,8 @@ def extract_features(
     with torch.autocast("cpu", enabled=False):
         if not isinstance(feature_extractor, WhisperFeatureExtractor):
             return _extract_one_by_one(feature_extractor, waveforms, FEATURE_LAYOUTS[layout])
+        if padding == "mirror":
+            return _extract_mirrored(feature_extractor, waveforms)
         extract = extract_running_log_mel if log_mel_maximum == "running" else _extract_whisper_features
         features, mask = extract(feature_extractor, waveforms)
         longest = int(mask.sum(-1).max())
@@ -66,6 +68,27 @@ def _extract_whisper_features(
         return_tensors="pt",
     )
     return features["input_features"], features["attention_mask"].long()
+
+
+def _extract_mirrored(
+    feature_extractor: WhisperFeatureExtractor, waveforms: list[np.ndarray]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    # Without silence up to the end of a window, the spectra of the last frames mirror the samples at the end of a recording. In a
+    # batch the silence of the longest recording would follow, so extract one by one.
+    rows = [
+        feature_extractor(
+            waveform,
+            sampling_rate=feature_extractor.sampling_rate,
+            padding="longest",
+            pad_to_multiple_of=feature_extractor.hop_length,
+            truncation=False,
+            return_tensors="pt",
+        )["input_features"][0].T
+        for waveform in waveforms
+    ]
+    lengths = torch.tensor([len(row) for row in rows])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    return pad_sequence(rows, batch_first=True).transpose(1, 2), mask.long()
 
 
 def _extract_one_by_one(

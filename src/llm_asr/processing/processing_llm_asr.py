@@ -83,7 +83,8 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, LlmAsrProcessorConversionMixin, Pr
         audio_padding (`str`, *optional*, defaults to `"longest"`):
             What features hold after the end of a recording. `"longest"` pads them to the longest recording of a batch,
             `"max_length"` to the window of Whisper's feature extractor, which models with `encoder_padding="features"` need.
-            `"silence"` makes silence up to the end of the window a part of the recording, as Voxtral does.
+            `"silence"` makes silence up to the end of the window a part of the recording, as Voxtral does. `"mirror"` is `"longest"`
+            with spectra that mirror the samples at the end of a recording, as Ultravox has them.
         language_tag (`str`, *optional*, defaults to `"{language}\\n"`):
             How an answer names the languages of a recording before its transcript.
     """
@@ -109,7 +110,7 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, LlmAsrProcessorConversionMixin, Pr
     ):
         check_parts(feature_extractor, tokenizer)
         check_log_mel_maximum(log_mel_maximum, feature_extractor)
-        check_audio_padding(audio_padding, feature_extractor)
+        check_audio_padding(audio_padding, feature_extractor, log_mel_maximum)
         audio_token_id = tokenizer.convert_tokens_to_ids(audio_token)
         if audio_token_id is None or audio_token_id == tokenizer.unk_token_id:
             raise ValueError(
@@ -552,7 +553,7 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, LlmAsrProcessorConversionMixin, Pr
         self, audio: list[AudioSource], sampling_rate: int | None, audio_padding: str | None
     ) -> dict[str, torch.Tensor]:
         audio_padding = self.audio_padding if audio_padding is None else audio_padding
-        check_audio_padding(audio_padding, self.feature_extractor)
+        check_audio_padding(audio_padding, self.feature_extractor, self.log_mel_maximum)
         if sampling_rate is not None and sampling_rate != self.sampling_rate:
             raise ValueError(
                 f"`sampling_rate` is {sampling_rate}, but the speech encoder needs {self.sampling_rate}; pass a dict with "

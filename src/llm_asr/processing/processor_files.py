@@ -72,20 +72,25 @@ def check_processor_settings(processor) -> None:
     _require(are_names, "languages", "a dict of names by codes", languages)
 
 
-def check_audio_padding(audio_padding, feature_extractor) -> None:
+def check_audio_padding(audio_padding, feature_extractor, log_mel_maximum: str) -> None:
     """
     Raise a `ValueError` unless features can be padded so.
 
     Args:
-        audio_padding (`str`): See [`LlmAsrProcessor`].
+        audio_padding, log_mel_maximum (`str`): See [`LlmAsrProcessor`].
         feature_extractor ([`SequenceFeatureExtractor`]): Of the processor.
     """
     is_known = isinstance(audio_padding, str) and audio_padding in AUDIO_PADDINGS
     _require(is_known, "audio_padding", f"one of {list(AUDIO_PADDINGS)}", audio_padding)
-    if audio_padding == "silence" and not isinstance(feature_extractor, WhisperFeatureExtractor):
+    if audio_padding in ("silence", "mirror") and not isinstance(feature_extractor, WhisperFeatureExtractor):
         raise ValueError(
-            "`audio_padding='silence'` fills up the window of Whisper's feature extractor, and `feature_extractor` is a "
+            f"`audio_padding={audio_padding!r}` is for Whisper's feature extractor, and `feature_extractor` is a "
             f"{type(feature_extractor).__name__}; use 'longest'."
+        )
+    if audio_padding == "mirror" and log_mel_maximum == "running":
+        raise ValueError(
+            "`audio_padding='mirror'` needs the end of a recording, which streams with `log_mel_maximum='running'` do not know; use "
+            "'longest'."
         )
 
 
