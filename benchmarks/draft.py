@@ -137,8 +137,11 @@ def report(batch_size: int, totals: dict[str, Any]) -> str:
         ratio = greedy[name] / drafted[name]
         what = "Passes" if name == "passes" else "Decoding"
         lines.append(f"{what}: {ratio:.1f}× {measure} (goal of {goal:.0f}×: {'met' if ratio >= goal else 'not met'}).")
-    rest = (greedy["seconds"] - prompts["seconds"]) / max(drafted["seconds"] - prompts["seconds"], 1e-9)
-    lines.append(f"Decoding beyond the prompts: {rest:.1f}× faster.")
+    left = drafted["seconds"] - prompts["seconds"]
+    if left > 0:
+        lines.append(f"Decoding beyond the prompts: {(greedy['seconds'] - prompts['seconds']) / left:.1f}× faster.")
+    else:
+        lines.append("Decoding beyond the prompts: nothing is left, within the noise of the clock.")
     return "\n".join(lines)
 
 

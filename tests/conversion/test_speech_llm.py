@@ -1,5 +1,6 @@
 """Converted speech language models compute what their sources compute in Transformers."""
 
+import asyncio
 import inspect
 import json
 import re
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from test_export import check_same_tokens
+from test_transformers_engine import continue_prompts
 from tiny_models import save_tiny_qwen2
 from tiny_speech_llms import SAVERS, reason_of_absence, save_qwen2_audio
 from transformers import AutoModelForSeq2SeqLM, AutoProcessor, pipeline
@@ -15,6 +18,9 @@ from transformers import AutoModelForSeq2SeqLM, AutoProcessor, pipeline
 from llm_asr import LlmAsrForConditionalGeneration, LlmAsrProcessor
 from llm_asr.cli import main
 from llm_asr.modeling.speech_llm_families import FAMILIES, REFUSED
+from llm_asr.publishing.export import export_for_serving
+from llm_asr.publishing.front_end import LlmAsrFrontEnd
+from llm_asr.serving.engine import Decoding
 
 
 RATE = 16_000
@@ -152,6 +158,21 @@ def test_saved_checkpoints_are_the_same_and_transcribe(family, tmp_path):
     # Longer than the window, so that it is split.
     result = pipe(make_recording(9.0), generate_kwargs={"max_new_tokens": 4}, return_timestamps=True)
     assert isinstance(result["text"], str)
+
+
+def test_export_and_server_write_the_tokens_of_the_model(family, tmp_path):
+    _, _, model, processor = family
+    recordings = [make_recording(1.7, 1), make_recording(0.9, 2)]
+    export_for_serving(model, processor, tmp_path / "out")
+    check_same_tokens(model, processor, tmp_path / "out", recordings, requests=[{}, {"language": "es"}])
+    request = processor.apply_transcription_request(recordings)
+    prompts = LlmAsrFrontEnd.from_pretrained(tmp_path / "out/front_end")(**request)
+    expected = model.generate(**request, max_new_tokens=NUM_TOKENS).tolist()
+    for prompt in prompts:
+        prompt.max_new_tokens = NUM_TOKENS
+    found, _ = asyncio.run(continue_prompts(tmp_path / "out/language_model", prompts, Decoding(temperature=0.0)))
+    for tokens, row in zip(found, expected, strict=True):
+        assert tokens.ids == row[: len(tokens.ids)]
 
 
 def test_command_converts_sharded_bfloat16(tmp_path):
