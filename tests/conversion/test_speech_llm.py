@@ -124,6 +124,39 @@ def test_recordings_of_a_batch_are_as_alone(family):
         torch.testing.assert_close(row, expected, rtol=1e-5, atol=1e-5)
 
 
+@torch.no_grad()
+def test_several_recordings_in_a_prompt(tmp_path):
+    """Of the families whose processors are in Transformers, Qwen2-Audio's takes several recordings in a conversation."""
+    torch.manual_seed(0)
+    save_qwen2_audio(str(tmp_path))
+    recordings = [make_recording(1.7, 1), make_recording(4.0, 2)]
+    source_processor = AutoProcessor.from_pretrained(tmp_path)
+    content = [{"type": "audio", "audio_url": "x"} for _ in recordings] + [
+        {"type": "text", "text": "Which is longer?"}
+    ]
+    text = source_processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    expected = source_processor(text=text, audio=recordings, sampling_rate=RATE, return_tensors="pt")
+    processor = LlmAsrProcessor.from_speech_llm(str(tmp_path))
+    inputs = processor(text=text, audio=recordings)
+    model = LlmAsrForConditionalGeneration.from_speech_llm(str(tmp_path))
+    counts = iter(
+        model.get_audio_features(inputs["input_features"], inputs["input_features_mask"]).audio_lengths.tolist()
+    )
+    tokens = [
+        one
+        for one in inputs["input_ids"][0].tolist()
+        for _ in range(next(counts) if one == processor.audio_token_id else 1)
+    ]
+    assert [tokens] == expected["input_ids"].tolist()
+    source_model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(
+        model(**inputs).logits[0, -1], source_model(**expected).logits[0, -1], rtol=1e-5, atol=1e-5
+    )
+    options = {"do_sample": False, "max_new_tokens": NUM_TOKENS, "min_new_tokens": NUM_TOKENS}
+    answer = source_model.generate(**expected, **options)[0, expected["input_ids"].shape[1] :]
+    assert model.generate(**inputs, **options)[0, -NUM_TOKENS:].tolist() == answer.tolist()
+
+
 @pytest.mark.parametrize(("prompt", "language"), [("A talk.\nNames: Iñigo", None), (None, "Spanish")])
 def test_context_and_language_are_written_as_in_the_source(family, prompt, language):
     name, source, model, processor = family

@@ -137,3 +137,37 @@ def test_encoder_padding_is_saved_in_the_checkpoint(parts, tmp_path):
     padded = loaded.model.get_audio_hidden_states(together["input_features"], together["input_features_mask"])[0]
     assert longest.shape == padded.shape
     assert not torch.allclose(longest, padded, atol=1e-2)
+
+
+def test_features_after_the_end_are_read_by_convolutions_and_not_by_attention(parts):
+    ours, whisper = whisper_encoders(parts)
+    extractor = WhisperFeatureExtractor.from_pretrained(parts["whisper"])
+    options = {"sampling_rate": 16000, "return_attention_mask": True, "return_tensors": "pt"}
+    features, mask = extractor(recordings_that_end_in_silence(7600, 30000), **options).values()
+    hidden_states, real = ours(features, mask, padding="features").to_tuple()
+    # The frames after the convolutions are Whisper's.
+    frames = {}
+    for name, encoder, kwargs in (
+        ("ours", ours, {"attention_mask": mask, "padding": "features"}),
+        ("whisper", whisper, {}),
+    ):
+        hook = encoder.layers[0].register_forward_hook(lambda _, args, __, name=name: frames.update({name: args[0]}))
+        encoder(features, **kwargs)
+        hook.remove()
+    for row, length in enumerate(real.sum(-1).tolist()):
+        torch.testing.assert_close(frames["ours"][row, :length], frames["whisper"][row, :length])
+    # What follows the two frames that convolutions see changes nothing.
+    changed = features.clone()
+    longest = int(mask.sum(-1).max())
+    changed[..., longest + 2 :] = 9.0
+    again, _ = ours(changed, mask, padding="features").to_tuple()
+    assert torch.equal(again[real], hidden_states[real])
+    with pytest.raises(ValueError, match="pass `audio_padding='max_length'` to the processor"):
+        ours(features[..., :longest], mask[:, :longest], padding="features")
+
+
+def test_a_model_that_reads_padding_needs_a_processor_that_keeps_it(parts):
+    with pytest.raises(
+        ValueError, match="`audio_padding` of the processor is 'longest'; pass `audio_padding='max_length'`"
+    ):
+        compose(parts, "conv", encoder_padding="features")

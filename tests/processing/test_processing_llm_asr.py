@@ -102,8 +102,40 @@ def test_audio_padding(processor, recordings):
     whole_window = processor(audio=recordings, audio_padding="max_length")
     assert whole_window["input_features"].shape == (3, 16, 300)
     assert torch.equal(whole_window["input_features"][..., :210], longest["input_features"])
+    silent = processor(audio=recordings, audio_padding="silence")
+    assert torch.equal(silent["input_features"], whole_window["input_features"])
+    assert silent["input_features_mask"].tolist() == [[1] * 300] * 3
+    mirrored = processor(audio=recordings, audio_padding="mirror")
+    assert torch.equal(mirrored["input_features_mask"], longest["input_features_mask"])
+    differ = (mirrored["input_features"] != longest["input_features"]).any(1)
+    # Only the last frames see what follows the end.
+    for row, length in zip(differ, longest["input_features_mask"].sum(-1).tolist(), strict=True):
+        assert 0 < row[:length].sum() <= 2
+        assert not row[: length - 2].any()
     with pytest.raises(ValueError, match="`audio_padding` must be"):
         processor(audio=recordings, audio_padding="shortest")
+
+
+def test_audio_padding_and_language_tag_are_settings_of_the_processor(parts, processor, recordings, tmp_path):
+    settings = {"audio_padding": "silence", "language_tag": "<{language}>"}
+    set_up = LlmAsrProcessor(processor.feature_extractor, processor.tokenizer, **settings)
+    set_up.save_pretrained(tmp_path)
+    loaded = LlmAsrProcessor.from_pretrained(tmp_path)
+    assert loaded(audio=recordings)["input_features_mask"].shape == (3, 300)
+    request = {"language": "es", "identify_language": True, "transcription": "uno"}
+    labels = loaded.apply_transcription_request(recordings[:1], **request)["labels"][0]
+    assert loaded.tokenizer.decode(labels[labels != -100]) == "<Spanish>uno<|im_end|>"
+    for tag in ("{language}", "no place", "{language} {language}\n", None):
+        with pytest.raises(
+            ValueError, match="`language_tag` must be a string with '{language}' once, and text after it"
+        ):
+            LlmAsrProcessor(processor.feature_extractor, processor.tokenizer, language_tag=tag)
+    with pytest.raises(ValueError, match="`audio_padding='mirror'` is for Whisper's feature extractor"):
+        LlmAsrProcessor.from_audio_text_pretrained(parts["parakeet"], parts["qwen2"], audio_padding="mirror")
+    with pytest.raises(ValueError, match="`audio_padding='mirror'` needs the end of a recording"):
+        LlmAsrProcessor(
+            processor.feature_extractor, processor.tokenizer, audio_padding="mirror", log_mel_maximum="running"
+        )
 
 
 def test_labels_are_the_transcript_and_the_end_token(processor, recordings):

@@ -348,7 +348,7 @@ def test_an_encoder_that_reads_what_follows_a_recording_is_refused(parts, tmp_pa
 
 
 def test_processors_that_the_example_does_not_follow_are_refused(parts, tmp_path):
-    for name, value in (("audio_padding", "silence"), ("log_mel_maximum", "running")):
+    for name, value in (("audio_padding", "silence"), ("audio_padding", "mirror"), ("log_mel_maximum", "running")):
         model, processor = compose(parts, "conv")
         setattr(processor, name, value)
         with pytest.raises(ValueError, match=value):

@@ -154,8 +154,10 @@ def check_processor(processor: LlmAsrProcessor) -> None:
         )
     if processor.log_mel_maximum != "recording":
         raise ValueError(f"`log_mel_maximum` {processor.log_mel_maximum!r} cannot be exported; only 'recording' can.")
-    if processor.audio_padding == "silence":
-        raise ValueError("`audio_padding` 'silence' cannot be exported; only 'longest' and 'max_length' can.")
+    if processor.audio_padding not in ("longest", "max_length"):
+        raise ValueError(
+            f"`audio_padding` {processor.audio_padding!r} cannot be exported; only 'longest' and 'max_length' can."
+        )
     if not processor.tokenizer.is_fast:
         raise ValueError(
             f"The tokenizer {type(processor.tokenizer).__name__} has no `tokenizer.json`; use a fast tokenizer."
