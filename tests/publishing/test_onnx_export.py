@@ -21,6 +21,7 @@ from tiny_models import compose
 from transformers import DynamicCache
 
 from llm_asr.cli import main
+from llm_asr.modeling.decoding_guards import length_limits
 from llm_asr.modeling.transformers_versions import CACHE_NAME
 from llm_asr.publishing.checkpoint_forms import save_checkpoint
 from llm_asr.publishing.export import extract_language_model
@@ -242,6 +243,27 @@ def test_language_models(parts, tmp_path, family):
         past = dict(zip(past, present, strict=True))
 
 
+def test_a_language_model_that_pytorch_cannot_export_is_refused(parts, tmp_path):
+    """Dynamic scaling of rotary positions depends on the length at run time."""
+    positions = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    save_tiny_language_model("llama", tmp_path / "text", rope_parameters=positions)
+    model, _ = compose({**parts, "text": str(tmp_path / "text")}, "conv", text="text")
+    with pytest.raises(ValueError, match="cannot export the part 'decoder' as an ONNX graph: Could not"):
+        write_graph(list_graphs(model)["decoder"], tmp_path / "decoder.onnx")
+
+
+def test_transcripts_have_the_limits_of_the_model(exported):
+    transcriber = OnnxTranscriber(exported[2])
+    frames = torch.arange(1, 1501)
+    for rate in (0.1, 4.0, 7.3, 20.0, 33.3):
+        for at_most in (None, 40):
+            transcriber.config |= {"max_new_tokens_per_second": rate, "max_new_tokens": at_most}
+            found = [transcriber.max_new_tokens(count) for count in frames.tolist()]
+            assert found == length_limits(frames, transcriber.config["frame_rate"], rate, at_most).tolist()
+    transcriber.config |= {"max_new_tokens_per_second": None, "max_new_tokens": 40}
+    assert transcriber.max_new_tokens(1500) == 40
+
+
 def test_int8_is_in_the_matrix_products_of_encoder_and_language_model(parts, recordings, tmp_path, capsys, caplog):
     model, processor = compose(parts, "conv")
     model.generation_config.max_new_tokens = 5
@@ -331,6 +353,8 @@ def test_processors_that_the_example_does_not_follow_are_refused(parts, tmp_path
         setattr(processor, name, value)
         with pytest.raises(ValueError, match=value):
             export_onnx(model, processor, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"`model` is on \['meta'\], and ONNX graphs are written on the CPU"):
+        check_parts(compose(parts, "conv")[0].to("meta"))
     with pytest.raises(ValueError, match="`dtype` must be one of"):
         export_onnx(*compose(parts, "conv"), tmp_path / "out", dtype="float16")
     assert not list(tmp_path.iterdir())

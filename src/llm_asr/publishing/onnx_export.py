@@ -133,6 +133,11 @@ def check_parts(model: LlmAsrForConditionalGeneration) -> None:
     ):
         if value not in known:
             raise ValueError(f"The {what} {value!r} cannot be exported as an ONNX graph; known are {list(known)}.")
+    devices = {parameter.device.type for parameter in model.parameters()}
+    if devices != {"cpu"}:
+        raise ValueError(
+            f"`model` is on {sorted(devices)}, and ONNX graphs are written on the CPU; call `model.cpu()`."
+        )
     dtypes = {str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()}
     if dtypes != {"float32"}:
         raise ValueError(
@@ -303,7 +308,21 @@ def write_graph(graph: OnnxGraph, file: Path, dtype: str = "float32") -> None:
         graph ([`OnnxGraph`]): From [`list_graphs`]. Its module is put into eval mode.
         file (`Path`): File to write.
         dtype (`str`, *optional*, defaults to `"float32"`): See [`export_onnx`].
+
+    Raises:
+        `ValueError`: If PyTorch cannot export the part, for instance because its positions depend on values at run time.
     """
+    try:
+        _write(graph, file, dtype)
+    except torch.onnx.OnnxExporterError as error:
+        cause = error.__cause__ or error
+        reason = (str(cause).splitlines() or [type(cause).__name__])[0]
+        raise ValueError(
+            f"PyTorch {torch.__version__} cannot export the part {file.stem!r} as an ONNX graph: {reason}"
+        ) from error
+
+
+def _write(graph: OnnxGraph, file: Path, dtype: str) -> None:
     if dtype == "float32":
         return _write_float32(graph, file)
     from onnxruntime.quantization import QuantType, quantize_dynamic
