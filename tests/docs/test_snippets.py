@@ -28,7 +28,7 @@ NOT_RUN = {
     "takes more than a minute": 20,
     "needs several GPUs": 3,
     "needs vLLM": 2,
-    "needs the checkpoint of the demo": 4,
+    "needs the checkpoint of the demo": 5,
     "needs the parts that `make try` fetches": 1,
     "needs bitsandbytes": 1,
     "needs Docker": 1,
