@@ -98,6 +98,12 @@ def test_code_that_ships_in_checkpoints_imports_no_other_code_of_the_package(imp
         assert [one for one in own if part_of(one.imported) != folder] == []
 
 
+def test_files_that_ship_in_checkpoints_have_different_names():
+    """They are in one folder there, where one of two files with a name would be lost."""
+    names = [{file.name for file in (PACKAGE / folder).glob("*.py")} for folder in ("modeling", "processing")]
+    assert names[0] & names[1] == {"__init__.py"}
+
+
 def test_the_package_imports_only_its_declared_dependencies(imports):
     """So the package does not import examples or studies."""
     setup = ConfigParser()

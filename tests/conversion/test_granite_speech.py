@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, SeamlessM4TFeatureExtractor
 
 from llm_asr import LlmAsrForConditionalGeneration, LlmAsrProcessor
 from llm_asr.modeling.speech_llm_families import FAMILIES
-from llm_asr.processing.conversion_llm_asr import CHAT_TEMPLATE
+from llm_asr.processing.source_processor import CHAT_TEMPLATE
 from llm_asr.processing.source_prompt import write_transcription_template
 
 

@@ -10,7 +10,6 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin, prepare_prompt_input
 
 from .audio import AudioSource, load_audio
-from .conversion_llm_asr import LlmAsrProcessorConversionMixin
 from .features import extract_features
 from .keywords import spread_keywords
 from .languages import DEFAULT_LANGUAGE_TAG, LANGUAGE_CODE_TO_NAME, LANGUAGE_PLACE, name_languages
@@ -18,6 +17,7 @@ from .log_mel import check_log_mel_maximum
 from .model_match import check_fits_model
 from .processor_files import check_audio_padding, check_parts, check_processor_settings, naming_processor_file
 from .rendering import render_request
+from .source_processor import LlmAsrProcessorConversionMixin
 from .tasks import check_translations, spread_tasks
 from .transcripts_llm_asr import LlmAsrTranscriptsMixin
 
