@@ -29,7 +29,7 @@ NOT_RUN = {
     "needs several GPUs": 3,
     "needs vLLM": 2,
     "needs the checkpoint of the demo": 5,
-    "needs the parts that `make try` fetches": 1,
+    "needs the parts that `make try` fetches": 2,
     "needs bitsandbytes": 1,
     "needs Docker": 1,
     "needs llama.cpp": 1,
