@@ -34,12 +34,29 @@ TEXT = {
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
 }
+GRANITE_ENCODER = {
+    "input_dim": 160,
+    "num_layers": 2,
+    "hidden_dim": 32,
+    "num_heads": 2,
+    "output_dim": 8,
+    "context_size": 20,
+    "conv_kernel_size": 5,
+    "max_pos_emb": 32,
+}
 # The seven convolutions of published models, with a stride of 320 samples and a receptive field of 400.
 CONVOLUTIONS = {
     "conv_dim": [8] * 7,
     "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
     "conv_stride": [5, 2, 2, 2, 2, 2, 2],
 }
+
+
+def draw_statistics(model: PreTrainedModel) -> None:
+    """Draw the statistics of batch normalisations, so that they differ from those of a new model."""
+    for name, buffer in model.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            buffer.uniform_(0.5, 1.5)
 
 
 def _save(folder: str, model_type: str, auto_class: str, feature_extractor, **options) -> PreTrainedModel:
@@ -107,17 +124,8 @@ def _save_granite(folder: str) -> None:
     # This class needs torchaudio.
     from transformers import GraniteSpeechFeatureExtractor
 
-    encoder = {
-        "input_dim": 160,
-        "num_layers": 2,
-        "hidden_dim": 32,
-        "num_heads": 2,
-        "output_dim": 8,
-        "context_size": 20,
-    }
-    encoder.update(conv_kernel_size=5, max_pos_emb=32)
     options = {
-        "encoder_config": encoder,
+        "encoder_config": GRANITE_ENCODER,
         "text_config": {"model_type": "granite", **TEXT},
         "projector_config": {
             "model_type": "blip_2_qformer",
@@ -132,10 +140,7 @@ def _save_granite(folder: str) -> None:
     }
     extractor = GraniteSpeechFeatureExtractor()
     model = _save(folder, "granite_speech", "AutoModelForSpeechSeq2Seq", extractor, **options)
-    # Random statistics differ from those of a new model.
-    for name, buffer in model.named_buffers():
-        if name.endswith(("running_mean", "running_var")):
-            buffer.uniform_(0.5, 1.5)
+    draw_statistics(model)
     model.save_pretrained(folder)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from tiny_models import make_tokenizer, save_tiny_whisper
+from tiny_speech_encoders import GRANITE_ENCODER, draw_statistics
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -71,10 +72,7 @@ def save_model(
     folder: str, config: PreTrainedConfig, tokenizer, dtype: torch.dtype = torch.float32, **save_kwargs
 ) -> PreTrainedModel:
     model = AutoModelForSeq2SeqLM.from_config(config)
-    for name, buffer in model.named_buffers():
-        # Random statistics differ from those of a new model.
-        if name.endswith(("running_mean", "running_var")):
-            buffer.uniform_(0.5, 1.5)
+    draw_statistics(model)
     model.to(dtype)
     # As published for conversation.
     model.generation_config.update(
@@ -164,15 +162,6 @@ def make_granite_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_granite_config(tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
-    encoder = {
-        "input_dim": 160,
-        "num_layers": 2,
-        "hidden_dim": 32,
-        "num_heads": 2,
-        "output_dim": 8,
-        "context_size": 20,
-    }
-    encoder.update(conv_kernel_size=5, max_pos_emb=32)
     qformer = {"model_type": "blip_2_qformer", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     qformer.update(intermediate_size=24, encoder_hidden_size=32, cross_attention_frequency=1, hidden_act="gelu")
     audio_token_id = tokenizer.convert_tokens_to_ids("<|audio|>")
@@ -181,7 +170,7 @@ def make_granite_config(tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
     text["vocab_size"] = audio_token_id
     return AutoConfig.for_model(
         "granite_speech",
-        encoder_config=encoder,
+        encoder_config=GRANITE_ENCODER,
         projector_config=qformer,
         text_config=text,
         audio_token_index=audio_token_id,

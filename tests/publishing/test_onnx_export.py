@@ -154,6 +154,16 @@ def run_graph(folder, name, inputs):
     return session.run(None, {key: np.asarray(value) for key, value in inputs.items()})
 
 
+def check_same_embeddings(model, folder, frames) -> int:
+    """Check that the graph of the projector gives the embeddings of the model, and return their number."""
+    with torch.no_grad():
+        expected = model.get_audio_features(audio_hidden_states=frames).pooler_output
+    (embeds,) = run_graph(folder, "projector", {"audio_hidden_states": frames})
+    assert embeds.shape == expected.shape
+    np.testing.assert_allclose(embeds, expected, atol=1e-4)
+    return len(embeds)
+
+
 @pytest.mark.parametrize(
     ("projector_type", "options"),
     [
@@ -174,13 +184,7 @@ def test_projectors(parts, tmp_path, projector_type, options):
     write_graph(list_graphs(model)["projector"], tmp_path / "projector.onnx")
     counts = set()
     for num_frames in (1, 2, 5, 15, 64, 150):
-        frames = torch.randn(1, num_frames, 32)
-        with torch.no_grad():
-            expected = model.get_audio_features(audio_hidden_states=frames).pooler_output
-        (embeds,) = run_graph(tmp_path, "projector", {"audio_hidden_states": frames})
-        assert embeds.shape == expected.shape
-        np.testing.assert_allclose(embeds, expected, atol=1e-4)
-        counts.add(len(embeds))
+        counts.add(check_same_embeddings(model, tmp_path, torch.randn(1, num_frames, 32)))
     assert len(counts) > 3
 
 
@@ -191,12 +195,7 @@ def test_cif_may_fire_nothing_or_several_times_in_a_frame(parts, tmp_path):
     for bias in (-20.0, 20.0):
         torch.nn.init.constant_(model.model.projector.cif.alpha_proj.bias, bias)
         write_graph(list_graphs(model)["projector"], tmp_path / "projector.onnx")
-        with torch.no_grad():
-            expected = model.get_audio_features(audio_hidden_states=frames).pooler_output
-        (embeds,) = run_graph(tmp_path, "projector", {"audio_hidden_states": frames})
-        assert embeds.shape == expected.shape
-        np.testing.assert_allclose(embeds, expected, atol=1e-4)
-        counts.append(len(embeds))
+        counts.append(check_same_embeddings(model, tmp_path, frames))
     assert counts[0] == 0
     assert counts[1] > 40
 

@@ -13,7 +13,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils import CONFIG_NAME
 from transformers.utils.hub import extract_commit_hash
 
-from .checkpoint_safety import find_file
+from .checkpoint_safety import HUB_OPTIONS, find_file
 from .composition_llm_asr import MAX_NEW_TOKENS_PER_SECOND, all_eos_token_ids, make_room
 from .language_model_head import check_linear_head, take_language_model
 from .model_interface import HeadedModelInterface
@@ -23,8 +23,6 @@ from .ultravox_source import SpeechLlmParts, load_ultravox
 from .weight_checks import check_finite, check_nothing_missing
 
 
-# Arguments of `from_pretrained` that say where files are. The processor needs them too.
-HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 # Settings of the source that are for conversation, or that this package makes of the length of a recording.
 LEFT_OUT = (
     "temperature",
@@ -76,8 +74,11 @@ class LlmAsrConversionMixin(HeadedModelInterface):
             # `modeling` and `processing` do not import each other, so look the class up in Transformers' registry.
             processor_class: Any = PROCESSOR_MAPPING[cls.config_class]
             processor = processor_class.from_speech_llm(source, **hub_kwargs)
-        load = load_ultravox if family.has_remote_code else _load_source
-        parts = load(source, family, hub_kwargs, **{"dtype": "auto", **kwargs})
+        kwargs = {"dtype": "auto", **kwargs}
+        if family.has_remote_code:
+            parts = load_ultravox(source, hub_kwargs, **kwargs)
+        else:
+            parts = _load_source(source, family, **kwargs)
         audio_tower, text_model = parts.audio_tower, parts.text_model
         check_finite(audio_tower, source)
         check_finite(text_model, source)
@@ -114,7 +115,7 @@ class LlmAsrConversionMixin(HeadedModelInterface):
         return model.eval()
 
 
-def _load_source(source: str, family: SpeechLlmFamily, hub_kwargs: dict, **kwargs) -> SpeechLlmParts:
+def _load_source(source: str, family: SpeechLlmFamily, **kwargs) -> SpeechLlmParts:
     """Load a model whose classes are in Transformers."""
     loaded: Any = AutoModelForSeq2SeqLM.from_pretrained(source, output_loading_info=True, **kwargs)
     model, info = loaded

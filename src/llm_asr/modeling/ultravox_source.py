@@ -37,13 +37,12 @@ class SpeechLlmParts:
     generation_config: GenerationConfig
 
 
-def load_ultravox(source: str, family, hub_kwargs: dict, **kwargs) -> SpeechLlmParts:
+def load_ultravox(source: str, hub_kwargs: dict, **kwargs) -> SpeechLlmParts:
     """
     Load an Ultravox checkpoint. It has the weights that were trained; the others are those of the models that its configuration names.
 
     Args:
         source (`str`): Local folder or Hub id.
-        family ([`SpeechLlmFamily`]): Not read; all families are loaded by the same arguments.
         hub_kwargs (`dict`): Where the files are.
         kwargs: `dtype` of all parts, and what further `from_pretrained` takes.
 

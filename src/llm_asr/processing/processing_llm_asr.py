@@ -71,9 +71,9 @@ class LlmAsrProcessor(LlmAsrTranscriptsMixin, LlmAsrProcessorConversionMixin, Pr
             Longest recording for the speech encoder, in samples. `None` sets no limit.
         transcription_template (`str`, *optional*):
             Jinja template of the transcription request. Its variables are `audio_token`, `language` (an English name or
-            `None`), `language_code` (its first code in `languages`), `target_language` (an English name for a translation, `None` for a transcription), `identify_language`
-            (a bool), `prompt` (a string or `None`) and `keywords` (a list of strings or `None`). It is saved with the
-            processor, so that prompts at inference are the same as in training.
+            `None`), `language_code` (its first code in `languages`), `target_language` (an English name for a translation,
+            `None` for a transcription), `identify_language` (a bool), `prompt` (a string or `None`) and `keywords` (a list
+            of strings or `None`). It is saved with the processor, so that prompts at inference are the same as in training.
         languages (`dict[str, str]`, *optional*):
             English names of languages, by code. Defaults to the languages of Whisper and FLEURS. Pass a larger dict to
             train other languages.
